@@ -1,0 +1,30 @@
+"""The callbacks of every run, for the command line and for Python."""
+
+from __future__ import annotations
+
+from lightning.pytorch.callbacks import Callback
+
+from .checkpoint import RoundCheckpoint
+from .evaluation import EvaluationLog
+from .export import ModelExport
+from .guards import Guards
+from .progress import RoundProgressBar
+from .round_metrics import RoundMetrics
+from .samples import SampleLogger
+from .timing import PhaseTimer
+
+TUNABLE = {"guards": Guards, "samples": SampleLogger, "checkpoint": RoundCheckpoint}
+
+
+def fixed_callbacks() -> list[Callback]:
+    """Those without settings: phases, measures of a round, accuracies on disk, the exported model, the progress bar."""
+    return [PhaseTimer(), RoundMetrics(), EvaluationLog(), ModelExport(), RoundProgressBar()]
+
+
+def house_callbacks(**settings: dict) -> list[Callback]:
+    """All of them, with settings by name: `house_callbacks(checkpoint={"every_n_rounds": 5})`.
+
+    Args:
+        settings: keyword arguments of `guards`, `samples` and `checkpoint`.
+    """
+    return [kind(**settings.get(name, {})) for name, kind in TUNABLE.items()] + fixed_callbacks()

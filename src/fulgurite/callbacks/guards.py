@@ -1,0 +1,103 @@
+"""Runs the guards on rounds and updates, and stops a run that would go on wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ..guards.all_equal_groups import check_all_equal_groups, equal_groups
+from ..guards.empty_minibatch import check_empty_round
+from ..guards.non_finite import check_non_finite
+from ..guards.truncation import check_truncation, cut_completions
+from ..guards.weights_move import WatchedSlice, check_weights_move, count_moved, watch
+from ..parallel import sum_over_ranks
+from ..types import ConfigError, Round
+
+
+class Guards(Callback):
+    """One threshold per guard. The first bad observation of a row warns; too many raise `GuardError` on all ranks.
+
+    Args:
+        max_truncated: largest share of a round's completions cut by max_new_tokens; 1 switches it off.
+        max_all_equal: a round is bad if at least this share of its groups have equal rewards; above 1 switches it off.
+        patience_rounds: bad rounds in a row, of either of the two, before the run stops.
+        max_skipped_updates: updates in a row that may not be finite before the run stops; 0 only warns.
+        min_moved: smallest share of sampled weights with a gradient that an update must change, in each parameter group
+            with a learning rate above 0; the third update in a row below it stops the run; 0 switches it off.
+        max_empty_rounds: rounds in a row with only empty minibatches before the run stops; 0 only warns.
+    """
+
+    def __init__(
+        self,
+        max_truncated: float = 0.9,
+        max_all_equal: float = 1.0,
+        patience_rounds: int = 10,
+        max_skipped_updates: int = 3,
+        min_moved: float = 0.01,
+        max_empty_rounds: int = 0,
+    ) -> None:
+        for name, value, low, high in (
+            ("max_truncated", max_truncated, 0, 1),
+            ("max_all_equal", max_all_equal, 0, float("inf")),
+            ("patience_rounds", patience_rounds, 1, float("inf")),
+            ("max_skipped_updates", max_skipped_updates, 0, float("inf")),
+            ("min_moved", min_moved, 0, 1),
+            ("max_empty_rounds", max_empty_rounds, 0, float("inf")),
+        ):
+            if not low <= value <= high:
+                raise ConfigError(f"guards.{name} is {value}; expected a number from {low} to {high}")
+        self.max_truncated, self.max_all_equal, self.patience_rounds = max_truncated, max_all_equal, patience_rounds
+        self.max_skipped_updates, self.min_moved, self.max_empty_rounds = (
+            max_skipped_updates,
+            min_moved,
+            max_empty_rounds,
+        )
+        self.streaks = {"truncation": 0, "all_equal_groups": 0, "non_finite": 0, "weights_move": 0, "empty_rounds": 0}
+        self._filled = 0
+        self._watched: list[WatchedSlice] = []
+
+    def on_round(self, trainer: Trainer, module: LightningModule, sampled: Round, kept: Round) -> None:
+        counts = torch.tensor([*cut_completions(sampled), *equal_groups(sampled)])
+        cut, completions, equal, groups = map(int, sum_over_ranks(trainer, counts).tolist())
+        streaks, patience = self.streaks, self.patience_rounds
+        streaks["truncation"] = check_truncation(cut, completions, self.max_truncated, streaks["truncation"], patience)
+        streaks["all_equal_groups"] = check_all_equal_groups(
+            equal, groups, self.max_all_equal, streaks["all_equal_groups"], patience
+        )
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self.min_moved:
+            self._watched += watch(optimizer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        update, moved = module.last_update, count_moved(self._watched)
+        self._watched = []
+        device = trainer.strategy.root_device
+        seen = torch.tensor([update["skipped"], 1 - update["empty"]], dtype=torch.float64, device=device)
+        seen = sum_over_ranks(trainer, torch.cat([seen, *moved.values()])).tolist()
+        skipped, filled, pairs = seen[0], seen[1], iter(seen[2:])
+        if filled:
+            self._filled += 1
+            self.streaks["non_finite"] = check_non_finite(
+                bool(skipped), update, self.max_skipped_updates, self.streaks["non_finite"]
+            )
+        counts = dict(zip(moved, zip(pairs, pairs, strict=True), strict=True))
+        self.streaks["weights_move"] = check_weights_move(counts, self.min_moved, self.streaks["weights_move"])
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        filled, self._filled = self._filled, 0
+        self.streaks["empty_rounds"] = check_empty_round(
+            filled, trainer.num_training_batches, self.max_empty_rounds, self.streaks["empty_rounds"]
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"streaks": dict(self.streaks), "filled": self._filled}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.streaks, self._filled = dict(state_dict["streaks"]), state_dict["filled"]

@@ -1,0 +1,34 @@
+"""The command line: finds the verb and imports only what it needs."""
+
+from __future__ import annotations
+
+import sys
+
+USAGE = """usage: fulgurite VERB [options]
+
+  fit        train:    fulgurite fit --config configs/quickstart/grpo.yaml
+  validate   measure:  fulgurite validate --config configs/quickstart/grpo.yaml --ckpt_path last
+  test       the same on the test loaders
+  predict    write completions of the benchmarks with their verdicts
+
+`fulgurite VERB --help` lists the options; every option is also a key of a config file.
+"""
+VERBS = ("fit", "validate", "test", "predict")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs a verb. Exit code 2: the command or config cannot work; 3: a guard stopped the run."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, end="")
+    elif argv[0] in ("-V", "--version"):
+        from . import __version__
+
+        print(__version__)
+    elif argv[0] in VERBS:
+        from .trainer_cli import run
+
+        run(argv)
+    else:
+        print(f"error: no verb {argv[0]!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
+        raise SystemExit(2)

@@ -1,0 +1,1 @@
+"""Credit: pure functions from rewards and columns to coefficients, one per row and stream."""

@@ -1,0 +1,1 @@
+"""DataModules: who samples what, and in which order."""

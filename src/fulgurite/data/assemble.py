@@ -1,0 +1,52 @@
+"""Completions and verdicts to a `Round` of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from ..types import Completion, Prompt, Round, Segment, Verdict
+
+
+@dataclass
+class Samples:
+    """What one rank has sampled for a round so far: `steps` and `prompts` one per group, the rest one per completion."""
+
+    prompts: list[Prompt] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    completions: list[Completion] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+
+
+def assemble(samples: Samples, number: int, weight_version: int, temperature: float) -> Round:
+    """A round whose rows are prompt and completion, right-padded; the engine's log-probabilities become the column `engine`."""
+    size = len(samples.completions) // max(1, len(samples.prompts))
+    owners = [prompt for prompt in samples.prompts for _ in range(size)]
+    rows = list(zip(owners, samples.completions, strict=True))
+    return Round(
+        number=number,
+        weight_version=weight_version,
+        prompts=tuple(samples.prompts),
+        completions=tuple(samples.completions),
+        verdicts=tuple(samples.verdicts),
+        group_index=torch.arange(len(samples.prompts)).repeat_interleave(size),
+        step=torch.tensor(samples.steps, dtype=torch.int64).repeat_interleave(size),
+        tokens=_pad([[*p.token_ids, *c.token_ids] for p, c in rows], torch.int64),
+        segments=_pad(
+            [[int(Segment.PROMPT)] * len(p.token_ids) + [int(Segment.SAMPLED)] * len(c.token_ids) for p, c in rows],
+            torch.uint8,
+        ),
+        rewards=torch.tensor([v.reward for v in samples.verdicts], dtype=torch.float32),
+        columns={"engine": _pad([[0.0] * len(p.token_ids) + list(c.logprobs) for p, c in rows], torch.float32)},
+        temperature=temperature,
+    )
+
+
+def _pad(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:
+    """(N, L), right-padded with 0; (0, 1) without rows."""
+    if not rows:
+        return torch.zeros(0, 1, dtype=dtype)
+    return pad_sequence([torch.tensor(row, dtype=dtype) for row in rows], batch_first=True)

@@ -1,0 +1,240 @@
+"""Rounds: prompts -> completions -> verdicts -> credit -> selection, once an epoch, before its first update.
+
+A round belongs to an epoch number, so asking for it twice is harmless and a resumed run finds its place. Prompts and every
+random draw are addressed by (seed, round, attempt, prompt), so no generator state is saved.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from ..credit.group import Advantage
+from ..engines.protocol import Engine
+from ..parallel import agree, sum_over_ranks
+from ..seeding import address
+from ..selection.zero_variance import live_rows
+from ..tasks.protocol import Task
+from ..types import ConfigError, Minibatch, Round, SamplingSpec
+from .assemble import Samples, assemble
+from .prompts import PromptOrder
+from .task_datamodule import Benchmark, TaskDataModule
+from .transforms import check_owners, find_transforms
+
+
+class RolloutDataModule(TaskDataModule):
+    """Fresh completions each epoch.
+
+    Args:
+        task: prompts, reference answers and judgement.
+        prompts_per_step: prompts of one update, over all ranks.
+        completions_per_prompt: group size.
+        sampling: how completions are drawn; `n` and `seed` are set from the other arguments.
+        steps_per_round: updates that share one sampling of the policy, each on prompts of its own.
+        inner_epochs: passes over the round.
+        advantage: the base credit; null where a callback sets every stream.
+        zero_variance: `keep` or `drop` the groups whose every coefficient is 0.
+        fill_to: rows wanted per update after dropping; missing groups are sampled again from further prompts.
+        max_fill_rounds: how often at most.
+        engine: writes the completions; by default the embedded one.
+        train_split: of the task.
+        benchmarks: {name: Benchmark}, evaluated at validation.
+        seed: of every random draw.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        prompts_per_step: int,
+        completions_per_prompt: int,
+        sampling: SamplingSpec = SamplingSpec(),  # noqa: B008 - frozen
+        steps_per_round: int = 1,
+        inner_epochs: int = 1,
+        advantage: Advantage | None = Advantage(),  # noqa: B008 - frozen
+        zero_variance: Literal["keep", "drop"] = "keep",
+        fill_to: int | None = None,
+        max_fill_rounds: int = 3,
+        engine: Engine | None = None,
+        train_split: str = "train",
+        benchmarks: dict[str, Benchmark] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(task, train_split, benchmarks or {}, engine, seed)
+        sizes = {"prompts_per_step": prompts_per_step, "completions_per_prompt": completions_per_prompt,
+                 "steps_per_round": steps_per_round, "inner_epochs": inner_epochs}  # fmt: skip
+        for name, value in sizes.items():
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; expected at least 1")
+        if advantage is not None and completions_per_prompt == 1:
+            raise ConfigError(
+                "completions_per_prompt is 1, and a group of one has no advantage over itself: every update would be empty; "
+                "set completions_per_prompt to 2 or more, or advantage to null with a callback that sets the credit"
+            )
+        if sampling.n not in (1, completions_per_prompt):
+            raise ConfigError(
+                f"sampling.n is {sampling.n}; leave it out: completions_per_prompt is {completions_per_prompt}"
+            )
+        if fill_to is not None and (zero_variance == "keep" or fill_to % completions_per_prompt):
+            raise ConfigError(
+                f"fill_to is {fill_to} with zero_variance {zero_variance} and completions_per_prompt {completions_per_prompt}; "
+                "expected zero_variance: drop and a multiple of completions_per_prompt"
+            )
+        self.prompts_per_step, self.completions_per_prompt = prompts_per_step, completions_per_prompt
+        self.sampling, self.steps_per_round, self.inner_epochs = sampling, steps_per_round, inner_epochs
+        self.advantage, self.zero_variance = advantage, zero_variance
+        self.fill_to, self.max_fill_rounds = fill_to, max_fill_rounds
+        self.updates_per_round = steps_per_round * inner_epochs
+        self.held: Round | None = None
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.held = None
+        if stage != "fit":
+            return
+        module, trainer = self.trainer.lightning_module, self.trainer
+        if self.prompts_per_step < trainer.world_size:
+            raise ConfigError(
+                f"prompts_per_step is {self.prompts_per_step} with {trainer.world_size} processes; expected at least one each"
+            )
+        self.transforms = find_transforms(trainer.callbacks)
+        base = module.advantage_streams if self.advantage else ()
+        check_owners(self.transforms, base)
+        owned = {*base, *(stream for t in self.transforms for stream in t.streams)}
+        missing = {c.stream for c in module.components.values()} - owned - {None}
+        if missing:
+            raise ConfigError(
+                f"nothing sets the coefficient stream {min(missing)!r} that {type(module).__name__} reads; "
+                "set data.advantage, or add the callback that owns it"
+            )
+        self.credits = [t for t in self.transforms if t.stage != "select"]
+        self.selects = [t for t in self.transforms if t.stage == "select"]
+        if self.fill_to is not None and any(t.columns for t in self.credits):
+            raise ConfigError(
+                "fill_to needs the credit while sampling, but a callback's credit reads columns scored later"
+            )
+        self.prompts_of(self.train_split)
+
+    def minibatches(self) -> Iterator[Minibatch]:
+        held, start = self.hold_round()
+        for position in range(start, self.updates_per_round):
+            yield held.minibatch(position % self.steps_per_round)
+
+    def hold_round(self) -> tuple[Round, int]:
+        """The round of the current epoch and the position to go on from; sampled now if it is not there yet."""
+        epoch = self.trainer.current_epoch
+        if self.held is None or self.held.number != epoch:
+            sampled, self.held = self.roll_out(epoch)
+            self.start = 0
+            for callback in self.trainer.callbacks:
+                if hasattr(callback, "on_round"):
+                    callback.on_round(self.trainer, self.trainer.lightning_module, sampled, self.held)
+        return self.held, self.start
+
+    def roll_out(self, epoch: int) -> tuple[Round, Round]:
+        """All rows sampled for a round, with their credit, and the rows kept, with the columns the losses read."""
+        module = self.trainer.lightning_module
+        self.sync_weights()
+        sampled = agree(self.trainer, "sampling a round", self._sample_round, epoch)
+        module.sampled_tokens += int(
+            sum_over_ranks(self.trainer, torch.tensor(sum(len(c.token_ids) for c in sampled.completions)))
+        )
+        if any(t.columns for t in self.credits):
+            sampled = self._apply(self.credits, sampled)
+        kept = self._apply(self.selects, self._select(sampled))
+        return sampled, module.add_columns(kept, module.loss_columns(self.updates_per_round))
+
+    def _sample_round(self, epoch: int) -> Round:
+        samples, wanted = Samples(), self._groups_wanted()
+        for attempt in range(1 + (self.max_fill_rounds if wanted is not None else 0)):
+            missing = None if attempt == 0 else wanted - live
+            prompts, steps = self._draw(epoch, attempt, missing)
+            seed = address(self.seed, "train", epoch, attempt)
+            completions, verdicts = self.sample(
+                prompts, replace(self.sampling, n=self.completions_per_prompt, seed=seed)
+            )
+            samples.prompts += prompts
+            samples.steps += steps
+            samples.completions += completions
+            samples.verdicts += verdicts
+            held = self._credit(assemble(samples, epoch, self.engine.version, self.sampling.scoring_temperature))
+            if wanted is None:
+                break
+            live = len(self._select(held).group_index.unique())
+            if live >= wanted:
+                break
+        else:
+            warnings.warn(
+                f"round {epoch}: {live} of {wanted} groups after {self.max_fill_rounds} further samplings", stacklevel=2
+            )
+        return held
+
+    def _draw(self, epoch: int, attempt: int, missing: int | None) -> tuple[list, list[int]]:
+        """This rank's prompts and the update each belongs to: a whole round, or the missing groups of one."""
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        prompts, per_round = self.prompts_of(self.train_split), self.prompts_per_step * self.steps_per_round
+        order = PromptOrder(len(prompts), self.seed, "order", attempt)
+        if missing is None:
+            places = [s * self.prompts_per_step + i for s in range(self.steps_per_round)
+                      for i in range(rank, self.prompts_per_step, world)]  # fmt: skip
+        else:
+            places = [rank + j * world for j in range(missing)]
+        drawn = [order[epoch * per_round + place] for place in places]
+        steps = [place // self.prompts_per_step % self.steps_per_round for place in places]
+        return [replace(prompts[index], draw=turn) for index, turn in drawn], steps
+
+    def _groups_wanted(self) -> int | None:
+        """Groups that this rank wants in a round after dropping; null where nothing is refilled."""
+        if self.fill_to is None:
+            return None
+        groups = self.fill_to // self.completions_per_prompt
+        return self.steps_per_round * len(range(self.trainer.global_rank, groups, self.trainer.world_size))
+
+    def _credit(self, held: Round) -> Round:
+        if self.advantage:
+            credit = self.advantage(held.rewards, held.group_index)
+            held = held.with_coefficients(**dict.fromkeys(self.trainer.lightning_module.advantage_streams, credit))
+        return held if any(t.columns for t in self.credits) else self._apply(self.credits, held)
+
+    def _apply(self, transforms: list, held: Round) -> Round:
+        for transform in transforms:
+            if transform.columns:
+                held = self.trainer.lightning_module.add_columns(held, transform.columns)
+            held = transform.transform(held)
+        return held
+
+    def _select(self, held: Round) -> Round:
+        """The round without dead groups; when refilled, exactly the wanted groups, spread evenly over the updates."""
+        if self.zero_variance == "drop":
+            held = held.take(live_rows(held.coefficients, held.group_index))
+        wanted = self._groups_wanted()
+        if wanted is None or not len(held):
+            return held
+        place = torch.unique(held.group_index, return_inverse=True)[1]
+        return replace(held, step=place // (wanted // self.steps_per_round)).take(place < wanted)
+
+    def state_dict(self) -> dict:
+        """The held round of every rank and the position in it; nothing at the end of a round. Called on every rank."""
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        finished = self.held is None or done >= self.updates_per_round
+        mine = None if finished else self.held.to_state()
+        ranks = [mine]
+        if self.trainer.world_size > 1:
+            ranks = [None] * self.trainer.world_size
+            dist.gather_object(mine, ranks if self.trainer.is_global_zero else None, dst=0)
+        return {"ranks": ranks, "start": self.position}
+
+    def load_state_dict(self, state: dict) -> None:
+        ranks = state["ranks"]
+        if all(rank is None for rank in ranks):
+            return
+        if len(ranks) != self.trainer.world_size:
+            raise ConfigError(
+                f"the checkpoint was saved inside a round by {len(ranks)} processes, and this run has {self.trainer.world_size}; "
+                "resume with as many, or from a checkpoint of a round's end"
+            )
+        self.held, self.start = Round.from_state(ranks[self.trainer.global_rank]), state["start"]

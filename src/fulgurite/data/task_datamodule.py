@@ -1,0 +1,165 @@
+"""What the DataModules share: a task, an engine that holds the current weights, and benchmarks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+
+from ..engines.protocol import Engine
+from ..engines.transformers_engine import TransformersEngine
+from ..parallel import agree
+from ..seeding import address
+from ..tasks.protocol import Task
+from ..types import Completion, ConfigError, EvaluationBatch, Minibatch, Prompt, SamplingSpec, Verdict
+from .prompts import encode
+from .rollout_loader import RolloutLoader
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Prompts on which a model is evaluated with fresh completions.
+
+    Args:
+        split: of the task.
+        sampling: how completions are drawn; `n` per prompt, `temperature: 0` is greedy.
+        limit: the number of prompts, the same ones every time; by default all.
+        prompts_per_batch: prompts sampled at once, over all ranks.
+    """
+
+    split: str
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
+    limit: int | None = None
+    prompts_per_batch: int = 512
+
+    def __post_init__(self) -> None:
+        if self.prompts_per_batch < 1 or (self.limit is not None and self.limit < 1):
+            raise ConfigError(
+                f"a benchmark has limit {self.limit} and prompts_per_batch {self.prompts_per_batch}; expected at least 1"
+            )
+
+
+class TaskDataModule(L.LightningDataModule, ABC):
+    """Prompts of one task, completions from one engine, and validation on benchmarks.
+
+    Args:
+        task: prompts, reference answers and judgement.
+        train_split: the split trained on.
+        benchmarks: {name: Benchmark}.
+        engine: writes the completions; by default the embedded one.
+        seed: of every random draw: order of prompts and sampling.
+    """
+
+    updates_per_round: int
+
+    def __init__(
+        self, task: Task, train_split: str, benchmarks: dict[str, Benchmark], engine: Engine | None, seed: int
+    ) -> None:
+        super().__init__()
+        self.task, self.train_split, self.benchmarks, self.seed = task, train_split, benchmarks, seed
+        self.engine = engine or TransformersEngine()
+        self.bound_model, self.start = None, 0
+        self.encoded: dict[str, list[Prompt]] = {}
+
+    def setup(self, stage: str) -> None:
+        trainer = self.trainer
+        if trainer.reload_dataloaders_every_n_epochs:
+            raise ConfigError(
+                f"trainer.reload_dataloaders_every_n_epochs is {trainer.reload_dataloaders_every_n_epochs}; "
+                "expected 0: the loader samples a new round each epoch by itself"
+            )
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise ConfigError("trainer.strategy is FSDP1, which breaks with manual optimisation; use fsdp2")
+        self.bound_model, self.start, self.encoded = None, 0, {}
+
+    def prompts_of(self, split: str) -> list[Prompt]:
+        """The prompts of a split with their tokens.
+
+        Raises:
+            ConfigError: the split is empty.
+        """
+        if split not in self.encoded:
+            self.encoded[split] = encode(self.task.prompts(split), self.trainer.lightning_module.tokenizer)
+        if not self.encoded[split]:
+            raise ConfigError(f"the split {split!r} has no prompts; expected at least one")
+        return self.encoded[split]
+
+    def train_dataloader(self) -> RolloutLoader:
+        return RolloutLoader(self)
+
+    @abstractmethod
+    def minibatches(self) -> Iterator[Minibatch]:
+        """The rest of the current epoch's minibatches. A generator: nothing happens before the first `next()`."""
+
+    @property
+    def position(self) -> int:
+        """Minibatches of the current round that are done; 0 at its end, where nothing of it is left to save."""
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        return done if done < self.updates_per_round else 0
+
+    def sync_weights(self) -> None:
+        """Brings the engine to the module's current weights. Every rank must call it."""
+        module = self.trainer.lightning_module
+        with module.clock("sync"):
+            if self.bound_model is not module.sampling_model:
+                self.engine.bind(module.sampling_model, module.tokenizer)
+                self.bound_model, self.engine.version = module.sampling_model, None
+            if self.engine.version != int(module.updates):
+                self.engine.load_weights(module.sampling_model.named_full_weights(), int(module.updates))
+
+    def sample(self, prompts: Sequence[Prompt], spec: SamplingSpec) -> tuple[list[Completion], list[Verdict]]:
+        """`spec.n` judged completions of each prompt, prompt by prompt."""
+        clock = self.trainer.lightning_module.clock
+        with clock("sample"), torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            completions = self.engine.generate(prompts, spec)
+        if len(completions) != len(prompts) * spec.n:
+            raise RuntimeError(
+                f"the engine returned {len(completions)} completions; expected {len(prompts)} x {spec.n}"
+            )
+        with clock("judge"):
+            owners = [prompt for prompt in prompts for _ in range(spec.n)]
+            verdicts = [self.task.judge(*pair) for pair in zip(owners, completions, strict=True)]
+        return completions, verdicts
+
+    def val_dataloader(self) -> list[BenchmarkLoader]:
+        return [BenchmarkLoader(self, name) for name in self.benchmarks]
+
+    def test_dataloader(self) -> list[BenchmarkLoader]:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> list[BenchmarkLoader]:
+        return self.val_dataloader()
+
+
+class BenchmarkLoader:
+    """Batches of one benchmark, each sampled when it is asked for. The seeds do not depend on the round, so that curves compare
+    like with like and `validate` on a checkpoint repeats the point of the curve."""
+
+    def __init__(self, data: TaskDataModule, name: str) -> None:
+        self.data, self.name, self.benchmark = data, name, data.benchmarks[name]
+        self.prompts = data.prompts_of(self.benchmark.split)
+        if self.benchmark.limit is not None and self.benchmark.limit < len(self.prompts):
+            generator = torch.Generator().manual_seed(address("benchmark", self.benchmark.split))
+            chosen = torch.randperm(len(self.prompts), generator=generator)[: self.benchmark.limit]
+            self.prompts = [self.prompts[i] for i in sorted(chosen.tolist())]
+
+    def __len__(self) -> int:
+        return -(-len(self.prompts) // self.benchmark.prompts_per_batch)
+
+    def __iter__(self) -> Iterator[EvaluationBatch]:
+        return self.batches()
+
+    def batches(self) -> Iterator[EvaluationBatch]:
+        size, trainer = self.benchmark.prompts_per_batch, self.data.trainer
+        spec = replace(self.benchmark.sampling, seed=address(self.data.seed, "evaluate", self.name))
+        for first in range(0, len(self.prompts), size):
+            mine = self.prompts[first : first + size][trainer.global_rank :: trainer.world_size]
+            with trainer.lightning_module.clock("validate"):
+                self.data.sync_weights()
+                completions, verdicts = agree(trainer, f"sampling {self.name}", self.data.sample, mine, spec)
+            correct = torch.tensor([float(v.outcome == "correct") for v in verdicts]).view(len(mine), spec.n)
+            yield EvaluationBatch(self.name, correct, tuple(mine), tuple(completions), tuple(verdicts))

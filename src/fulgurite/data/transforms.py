@@ -1,0 +1,53 @@
+"""Transforms of a round, offered by callbacks and run in the order of their stages, whatever the order in the config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from ..types import ConfigError, Round
+
+STAGES = ("advantage", "reweight", "select")
+
+
+class RoundTransform:
+    """A callback that changes each round before its first update.
+
+    Attributes:
+        stage: `advantage` sets coefficient streams, `reweight` scales them, `select` drops rows.
+        streams: the streams it sets; a stream has one owner.
+        columns: the per-token columns it reads; computed just before it, on the rows still there.
+    """
+
+    stage: Literal["advantage", "reweight", "select"]
+    streams: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+    def transform(self, held: Round) -> Round:
+        """The changed round. Pure: the same round gives the same result on every call."""
+        raise NotImplementedError
+
+
+def find_transforms(callbacks: Iterable[object]) -> list[RoundTransform]:
+    """The transforms among the callbacks, by stage; those of one stage in the order given."""
+    return sorted((c for c in callbacks if isinstance(c, RoundTransform)), key=lambda c: STAGES.index(c.stage))
+
+
+def check_owners(transforms: Iterable[RoundTransform], base_streams: Iterable[str]) -> None:
+    """Refuses a coefficient stream with two owners.
+
+    Args:
+        transforms: of all stages.
+        base_streams: the streams that the DataModule's `advantage` sets.
+    """
+    owners = dict.fromkeys(base_streams, "data.advantage")
+    for transform in transforms:
+        if transform.stage != "advantage":
+            continue
+        for stream in transform.streams:
+            if stream in owners:
+                raise ConfigError(
+                    f"the stream {stream!r} has two owners: {owners[stream]} and {type(transform).__name__}; "
+                    "expected one. Remove a callback, or set data.advantage to null"
+                )
+            owners[stream] = type(transform).__name__

@@ -1,0 +1,39 @@
+"""Guard: the rewards within every group are all equal: a credit relative to the group is 0, and nothing is learned."""
+
+from __future__ import annotations
+
+import torch
+
+from ..types import Round
+from . import warn_then_stop
+
+
+def equal_groups(sampled: Round) -> tuple[int, int]:
+    """(groups whose rewards are all equal, groups); only groups of two rows or more."""
+    groups, rewards = sampled.group_index, sampled.rewards
+    sizes = torch.bincount(groups, minlength=len(sampled.prompts))
+    lowest = rewards.new_zeros(len(sizes)).scatter_reduce(0, groups, rewards, "amin", include_self=False)
+    highest = rewards.new_zeros(len(sizes)).scatter_reduce(0, groups, rewards, "amax", include_self=False)
+    equal = (lowest == highest) & (sizes > 1)
+    return int(equal.sum()), int((sizes > 1).sum())
+
+
+def check_all_equal_groups(equal: int, groups: int, max_all_equal: float, streak: int, patience: int) -> int:
+    """The new number of rounds in a row with at least the share `max_all_equal` of groups all equal; a round without
+    groups says nothing.
+
+    Raises:
+        GuardError: that number has reached `patience`.
+    """
+    if not groups:
+        return streak
+    if equal / groups < max_all_equal:
+        return 0
+    return warn_then_stop(
+        f"in {equal} of {groups} groups of this round all completions have the same reward (round {streak + 1} in a "
+        f"row); expected a share below {max_all_equal}. Take prompts that the model solves sometimes, raise the "
+        "sampling temperature or completions_per_prompt, check that the reward finds the answers, or set "
+        "guards.max_all_equal above 1 to allow it",
+        streak + 1,
+        patience,
+    )

@@ -1,0 +1,1 @@
+"""Language models as the rest of the house sees them: loaded, scored, sharded and saved in one place."""

@@ -1,0 +1,236 @@
+"""A causal language model: loaded or made tiny at random, scored through one method, sharded, streamed and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fulgurite.models.scoring import Compare, Scores, compare_distributions, head_logits, token_logprobs
+from fulgurite.types import ConfigError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SPECIALS = ("<pad>", "<eos>", "<unk>")
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A tiny model with random weights, made from these numbers without a download; the same weights every time.
+
+    Args:
+        architecture: whose layers it has.
+        hidden_size, intermediate_size, layers, heads, kv_heads: its shape.
+        alphabet: the characters its tokenizer knows; None for every byte.
+        max_positions: longest row in tokens.
+        seed: of the weights.
+    """
+
+    architecture: Literal["qwen2", "qwen3", "llama"] = "qwen2"
+    hidden_size: int = 96
+    intermediate_size: int = 256
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 4
+    alphabet: str | None = None
+    max_positions: int = 2048
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % (2 * self.heads):
+            raise ConfigError(f"hidden_size is {self.hidden_size}; expected a multiple of 2 * heads = {2 * self.heads}")
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"heads is {self.heads}; expected a multiple of kv_heads = {self.kv_heads}")
+        if self.alphabet == "":
+            raise ConfigError("alphabet is empty; expected the characters of the task, or null for every byte")
+
+
+def load_tokenizer(source: str | TinyModel) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub name, or the byte-level one of a tiny model.
+
+    Raises:
+        ConfigError: `source` looks like a folder and there is none.
+    """
+    from transformers import AutoTokenizer
+
+    return _tiny_tokenizer(source) if isinstance(source, TinyModel) else AutoTokenizer.from_pretrained(_found(source))
+
+
+class CausalLM(nn.Module):
+    """A language model `hf` of transformers, with the entry points that training needs.
+
+    Every pass over tokens goes through `score` or `hidden`. Rows are right-padded, so causal attention needs no mask;
+    an entry at position t belongs to token t, whose distribution comes from the hidden state at t - 1.
+
+    Raises:
+        ConfigError: the model's head has a bias or rescales its logits, which the scorer would leave out.
+    """
+
+    def __init__(self, hf: PreTrainedModel) -> None:
+        super().__init__()
+        self.hf = hf
+        self.is_sharded = False
+        rescaled = [name for name in RESCALED_LOGITS if getattr(hf.config, name, None) not in (None, 1)]
+        if rescaled or hf.get_output_embeddings().bias is not None:
+            raise ConfigError(
+                f"the head of {type(hf).__name__} has {' and '.join(rescaled) or 'a bias'}; "
+                "expected a plain linear head without bias: choose another model"
+            )
+
+    @classmethod
+    def load(cls, source: str | TinyModel, dtype: torch.dtype = torch.float32) -> CausalLM:
+        """A model from a folder or hub name (safetensors only, no remote code), or a tiny random one, on the CPU.
+
+        Raises:
+            ConfigError: `source` looks like a folder and there is none.
+            OSError: no model of that name, or one without safetensors.
+        """
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            if isinstance(source, TinyModel):
+                torch.default_generator.manual_seed(source.seed)
+                return cls(AutoModelForCausalLM.from_config(_tiny_config(source), dtype=torch.float32).to(dtype))
+            return cls(AutoModelForCausalLM.from_pretrained(_found(source), dtype=dtype, use_safetensors=True).train())
+
+    def score(self, tokens: Tensor, keep: Tensor, temperature: float = 1.0, compare: Compare | None = None) -> Scores:
+        """Log-probability and entropy at every kept token, in chunks that never hold tokens x vocabulary.
+
+        Args:
+            tokens: (N, L) int64, right-padded, L > 1.
+            keep: (N, L) bool, the tokens to score; never the first of a row, which nothing precedes.
+            temperature: divides the logits, as in `SamplingSpec.scoring_temperature`.
+            compare: also asked for a value per kept token from the whole distribution; it runs twice, the second time
+                in the backward pass, so it may use `head_logits` of a frozen model but must draw nothing at random.
+        """
+        hidden, weight = self._hidden(tokens, keep), self._head
+        logprobs, entropy = token_logprobs(hidden, weight, tokens[keep], temperature)
+        compared = None if compare is None else compare_distributions(hidden, weight, temperature, compare)
+        return Scores(*(None if v is None else _placed(v, keep) for v in (logprobs, entropy, compared)))
+
+    def hidden(self, tokens: Tensor, keep: Tensor) -> Tensor:
+        """(K, H) hidden states that predict the K kept tokens, in the row-major order of `keep` (N, L)."""
+        return self._hidden(tokens, keep)
+
+    def head_logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
+        """(k, V) logits, at least float32, of states from `hidden`; on a sharded model, right after it ran."""
+        return head_logits(hidden, self._head, temperature)
+
+    def named_full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Each weight once, by its name in a saved folder, gathered while it is looked at.
+
+        On a sharded model this is a collective per weight: every rank must consume it to the end.
+        """
+        seen = set()
+        for name, weight in self.hf.state_dict(keep_vars=True).items():
+            if id(weight) not in seen:
+                seen.add(id(weight))
+                yield name, weight.full_tensor() if self.is_sharded else weight.detach()
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Shards the parameters over a one-dimensional mesh (FSDP2): each decoder layer, then the rest."""
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        for layer in self.hf.get_decoder().layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self, mesh=mesh)
+        for name in ("score", "hidden"):
+            register_fsdp_forward_method(self, name)
+        self.is_sharded = True
+
+    def unsharded_like(self) -> CausalLM:
+        """A whole model with the same config, dtype and device; its weights are empty memory for the caller to fill."""
+        from transformers.initialization import no_init_weights
+
+        with torch.device(self._head.device), no_init_weights():
+            hf = type(self.hf)._from_config(self.hf.config, dtype=self._head.dtype)
+        hf.generation_config = self.hf.generation_config
+        return CausalLM(hf)
+
+    def save(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Writes a transformers folder (safetensors) on the first rank; a sharded model must call it on every rank."""
+        first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        weights = {name: weight.cpu() for name, weight in self.named_full_weights() if first}
+        if first:
+            self.hf.save_pretrained(folder, state_dict=weights)
+            tokenizer.save_pretrained(folder)
+
+    @property
+    def _head(self) -> Tensor:
+        return self.hf.get_output_embeddings().weight
+
+    def _hidden(self, tokens: Tensor, keep: Tensor) -> Tensor:
+        if keep[:, 0].any():
+            raise ValueError("keep marks the first token of a row; expected only tokens that another one precedes")
+        states = self.hf.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
+        return states[keep[:, 1:]]
+
+
+def _placed(values: Tensor, keep: Tensor) -> Tensor:
+    """(K,) values at the kept places of an (N, L) tensor of zeros."""
+    return values.new_zeros(keep.shape).masked_scatter(keep, values)
+
+
+def _found(source: str) -> str:
+    local = source.startswith((".", "/", "~", "runs/")) or source.count("/") > 1
+    if local and not Path(source).exists():
+        raise ConfigError(f"model {source!r} looks like a folder, but {Path(source).resolve()} does not exist")
+    return source
+
+
+def _tiny_symbols(alphabet: str | None) -> list[str]:
+    """The byte-level spelling of every byte of the alphabet."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    if alphabet is None:
+        return sorted(ByteLevel.alphabet())
+    pieces = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(alphabet)
+    return sorted({symbol for piece, _ in pieces for symbol in piece})
+
+
+def _tiny_config(tiny: TinyModel):
+    from transformers import AutoConfig
+
+    symbols = len(SPECIALS) + len(_tiny_symbols(tiny.alphabet))
+    return AutoConfig.for_model(
+        tiny.architecture,
+        vocab_size=-(-symbols // 64) * 64,
+        hidden_size=tiny.hidden_size,
+        intermediate_size=tiny.intermediate_size,
+        num_hidden_layers=tiny.layers,
+        num_attention_heads=tiny.heads,
+        num_key_value_heads=tiny.kv_heads,
+        head_dim=tiny.hidden_size // tiny.heads,
+        max_position_embeddings=tiny.max_positions,
+        tie_word_embeddings=True,
+        pad_token_id=SPECIALS.index("<pad>"),
+        eos_token_id=SPECIALS.index("<eos>"),
+        bos_token_id=None,
+    )
+
+
+def _tiny_tokenizer(tiny: TinyModel) -> PreTrainedTokenizerBase:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {symbol: i for i, symbol in enumerate([*SPECIALS, *_tiny_symbols(tiny.alphabet)])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=tiny.max_positions,
+    )

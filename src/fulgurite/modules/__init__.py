@@ -1,0 +1,1 @@
+"""LightningModules: one per method. They compute losses and take updates; they neither sample nor reward."""

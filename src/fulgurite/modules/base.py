@@ -1,0 +1,253 @@
+"""What every method shares: lazy models, scoring, the micro-batch loop, clipping, schedules and counters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cached_property
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import Tensor
+from torchmetrics import MeanMetric, SumMetric
+
+from ..losses.compose import Component, compose, rows_that_matter
+from ..metrics.intervals import wilson_interval
+from ..models.causal_lm import CausalLM, TinyModel, load_tokenizer
+from ..parallel import max_over_ranks, sum_over_ranks
+from ..seeding import address
+from ..timing import PhaseClock
+from ..types import ConfigError, EvaluationBatch, Minibatch, Round
+from .microbatches import idle_microbatch, split_by_tokens
+from .optimizer import OptimizerSpec, build_optimizer
+
+COUNTERS = ("rounds", "updates", "sampled_tokens", "trained_tokens", "empty_minibatches", "skipped_updates")
+
+
+class RoundModule(L.LightningModule, ABC):
+    """Trains on rounds. A subclass names its loss components and computes their sums on a micro-batch.
+
+    `global_step` is the number of optimizer steps. The counters `rounds`, `updates`, `sampled_tokens`, `trained_tokens`,
+    `empty_minibatches` and `skipped_updates` are summed over ranks and saved with the weights.
+
+    Args:
+        trained: {name: source} of the models that are trained; a source is a path, a hub name or a `TinyModel`.
+        frozen: {name: source} of models that are only read; they are not saved in checkpoints.
+        optimizers: {name: OptimizerSpec} of the trained models.
+        tokens_per_microbatch: tokens of one forward pass, padding included. Memory only; never changes the result.
+    """
+
+    advantage_streams: tuple[str, ...] = ()
+    model_arguments: tuple[str, ...] = ("policy",)
+
+    def __init__(
+        self,
+        trained: Mapping[str, str | TinyModel],
+        frozen: Mapping[str, str | TinyModel],
+        optimizers: Mapping[str, OptimizerSpec],
+        tokens_per_microbatch: int,
+    ) -> None:
+        super().__init__()
+        if tokens_per_microbatch < 1:
+            raise ConfigError(
+                f"tokens_per_microbatch is {tokens_per_microbatch}; expected at least 1, for example 16384"
+            )
+        self.automatic_optimization = False
+        self.sources = {**trained, **frozen}
+        self.trained_names, self.optimizer_specs = tuple(trained), dict(optimizers)
+        self.tokens_per_microbatch = tokens_per_microbatch
+        self.trained = torch.nn.ModuleDict()
+        self.frozen: dict[str, CausalLM] = {}
+        self.clock = PhaseClock()
+        self.last_update: dict[str, float] = {}
+        self.benchmark_metrics = torch.nn.ModuleDict()
+        for counter in COUNTERS:
+            self.register_buffer(counter, torch.zeros((), dtype=torch.int64))
+
+    # What a method supplies
+
+    @property
+    @abstractmethod
+    def components(self) -> dict[str, Component]:
+        """The terms of the loss."""
+
+    @abstractmethod
+    def losses(self, rows: Minibatch) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+        """{component: sum over the micro-batch, with gradient} and {metric: (sum, count)} without."""
+
+    def loss_columns(self, updates_per_round: int) -> tuple[str, ...]:
+        """Columns the losses read. Follows from the settings, never from the data: ranks must agree."""
+        return ()
+
+    def column(self, name: str, rows: Minibatch) -> Tensor:
+        """(N, L): one column, for the rows of a micro-batch; called without gradient."""
+        raise ConfigError(f"{type(self).__name__} cannot compute the column {name!r}")
+
+    # Models
+
+    def configure_model(self) -> None:
+        if len(self.trained):
+            return
+        device = self.trainer.strategy.root_device
+        for name, source in self.sources.items():
+            model = CausalLM.load(source)
+            if name in self.trained_names:
+                self.trained[name] = model
+            else:
+                self.frozen[name] = model.to(device).requires_grad_(False).eval()
+            if isinstance(self.trainer.strategy, ModelParallelStrategy):
+                model.shard(self.device_mesh["data_parallel"])
+
+    @cached_property
+    def tokenizer(self):
+        return load_tokenizer(self.sources[self.trained_names[0]])
+
+    @property
+    def sampling_model(self) -> CausalLM:
+        """The model that writes completions."""
+        return self.trained[self.trained_names[0]]
+
+    def configure_optimizers(self):
+        decaying = any(spec.schedule != "constant" for spec in self.optimizer_specs.values())
+        total = self.trainer.estimated_stepping_batches if decaying else 0
+        optimizer, schedule = build_optimizer(self.trained, self.optimizer_specs, total)
+        return [optimizer], [schedule]
+
+    # Scoring a round
+
+    def add_columns(self, held: Round, names: tuple[str, ...]) -> Round:
+        """The round with the named columns, computed in micro-batches without gradient. Every rank must call it."""
+        for name in names:
+            if name not in held.columns:
+                held = held.with_columns(**{name: self._column_of_round(name, held)})
+        return held
+
+    def _column_of_round(self, name: str, held: Round) -> Tensor:
+        rows = held.all_rows()
+        values = torch.zeros(rows.tokens.shape)
+        modes = {model: model.training for model in self.trained.values()}
+        self.trained.eval()
+        with self.clock("score"), torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            for indices, part in self._microbatches(rows):
+                column = self.column(name, part).float().cpu()
+                if indices is not None:
+                    values[indices, : column.shape[1]] = column
+        for model, training in modes.items():
+            model.train(training)
+        return values
+
+    def _microbatches(self, rows: Minibatch):
+        """(indices, micro-batch on the device), as many on every rank; the indices of an idle one are None."""
+        parts = split_by_tokens(rows.lengths(), self.tokens_per_microbatch)
+        for i in range(max_over_ranks(self.trainer, len(parts))):
+            if i < len(parts):
+                yield parts[i], rows.take(parts[i]).to(self.device)
+            else:
+                yield None, idle_microbatch(rows).to(self.device)
+
+    # One update
+
+    def training_step(self, minibatch: Minibatch, batch_idx: int) -> None:
+        torch.manual_seed(address(self._seed, "update", self.current_epoch, batch_idx, self.global_rank))
+        components = self.components
+        kept = minibatch.take(rows_that_matter(minibatch, components).nonzero().flatten())
+        *denominators, tokens = sum_over_ranks(
+            self.trainer,
+            torch.stack(
+                [c.denominator(minibatch).double().cpu() for c in components.values()]
+                + [kept.keep().sum().double().cpu()]
+            ),
+        ).tolist()
+        rows = replace(kept, denominators=dict(zip(components, denominators, strict=True)))
+        optimizer = self.optimizers()
+        if not max_over_ranks(self.trainer, len(rows)):
+            self.empty_minibatches += 1
+            self.last_update = {"loss": 0.0, "skipped": 0.0, "empty": 1.0}
+            return
+        with self.clock("train"):
+            optimizer.zero_grad()
+            loss, metrics = self._accumulate(rows, components)
+            norms = {name: self._clip(name) for name in self.trained}
+            finite = bool(torch.isfinite(torch.stack([loss, *norms.values()])).all())
+            rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+            if finite:
+                optimizer.step()
+                self.lr_schedulers().step()
+                self.updates += 1
+                self.trained_tokens += int(tokens)
+            else:
+                optimizer.zero_grad()
+                self.skipped_updates += 1
+        self.last_update = {
+            "loss": float(loss),
+            **{f"grad_norm/{name}": float(norm) for name, norm in norms.items()},
+            **{f"lr/{name}": rate for name, rate in rates.items()},
+            **metrics,
+            "skipped": float(not finite),
+            "empty": 0.0,
+        }
+        self._log_update(self.last_update)
+
+    def _accumulate(self, rows: Minibatch, components: Mapping[str, Component]) -> tuple[Tensor, dict[str, float]]:
+        """Backward through every micro-batch; returns the loss of the whole update and its metrics, over all ranks."""
+        total, sums = torch.zeros((), dtype=torch.float64), defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
+        parts = list(self._microbatches(rows))
+        for i, (_, part) in enumerate(parts):
+            with self._gradient_sync(last=i == len(parts) - 1):
+                values, measured = self.losses(part)
+                loss = compose(values, components, rows.denominators)
+                self.manual_backward(loss * self.trainer.world_size)
+            total += loss.detach().double().cpu()
+            for name, (value, count) in measured.items():
+                sums[name] += torch.stack([value.detach().double().cpu(), count.double().cpu()])
+        names = sorted(sums)
+        reduced = sum_over_ranks(self.trainer, torch.stack([total, *(x for n in names for x in sums[n])])).cpu()
+        metrics = {
+            name: float(s / c) if c else 0.0 for name, (s, c) in zip(names, reduced[1:].view(-1, 2), strict=True)
+        }
+        return reduced[0], metrics
+
+    def _gradient_sync(self, last: bool):
+        ddp = isinstance(self.trainer.strategy, DDPStrategy)
+        return self.trainer.model.no_sync() if ddp and not last else nullcontext()
+
+    def _clip(self, name: str) -> Tensor:
+        limit = self.optimizer_specs[name].max_grad_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.trained[name].parameters(), limit)
+        return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).detach().double().cpu()
+
+    def _log_update(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.log(name if "/" in name else f"loss/{name}", value, batch_size=1, prog_bar=False)
+
+    @property
+    def _seed(self) -> int:
+        return getattr(self.trainer.datamodule, "seed", 0)
+
+    def on_train_epoch_end(self) -> None:
+        self.rounds += 1
+
+    # Validation: fresh completions, no update
+
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        mean, prompts = self._benchmark(batch.benchmark)
+        if len(batch):
+            mean.update(batch.correct.mean(1))
+            prompts.update(len(batch))
+
+    def _benchmark(self, name: str) -> torch.nn.ModuleList:
+        if name not in self.benchmark_metrics:
+            self.benchmark_metrics[name] = torch.nn.ModuleList([MeanMetric(), SumMetric()]).to(self.device)
+        return self.benchmark_metrics[name]
+
+    def on_validation_epoch_end(self) -> None:
+        for name, (mean, prompts) in self.benchmark_metrics.items():
+            accuracy, count = float(mean.compute()), float(prompts.compute())
+            low, high = wilson_interval(accuracy, count)
+            values = {"accuracy": accuracy, "low": low, "high": high, "prompts": count}
+            self.log_dict({f"eval/{name}/{key}": value for key, value in values.items()})
+            mean.reset(), prompts.reset()

@@ -1,0 +1,78 @@
+"""One optimizer with a named parameter group per trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..schedules import Schedule, rate_factor
+from ..types import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """AdamW for one model.
+
+    Args:
+        learning_rate: peak rate.
+        betas: decay rates of the two moments.
+        weight_decay: decoupled weight decay per unit of learning rate.
+        schedule: what follows the warm-up: `constant`, or a fall to 0 at the last update, `linear` or `cosine`.
+        warmup_updates: updates over which the rate rises linearly.
+        max_grad_norm: the model's gradient is scaled down to this 2-norm; 0 switches it off.
+    """
+
+    learning_rate: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    schedule: Schedule = "constant"
+    warmup_updates: int = 0
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.learning_rate < 0 or self.max_grad_norm < 0 or self.warmup_updates < 0:
+            raise ConfigError(
+                f"optimizer has learning_rate {self.learning_rate}, max_grad_norm {self.max_grad_norm}, "
+                f"warmup_updates {self.warmup_updates}; expected none below 0"
+            )
+
+
+def build_optimizer(
+    models: Mapping[str, nn.Module], specs: Mapping[str, OptimizerSpec], total_updates: float
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW over all models, its state ready for every parameter (FSDP2 cannot resume a partly filled state), and its schedule."""
+    groups = [
+        {
+            "name": name,
+            "params": [p for p in model.parameters() if p.requires_grad],
+            "lr": specs[name].learning_rate,
+            "betas": specs[name].betas,
+            "weight_decay": specs[name].weight_decay,
+        }
+        for name, model in models.items()
+    ]
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    ready_state(optimizer)
+
+    def factor(spec: OptimizerSpec):
+        return lambda update: rate_factor(update, spec.schedule, spec.warmup_updates, total_updates)
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [factor(specs[name]) for name in models])
+
+
+def ready_state(optimizer: torch.optim.Optimizer) -> None:
+    """Creates the state of every parameter with one step at rate 0 and gradient 0; no weight changes."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for state in optimizer.state.values():
+        state["step"].zero_()

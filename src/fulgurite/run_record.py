@@ -1,0 +1,53 @@
+"""What a run was made with: git state and package versions, beside its results."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("fulgurite", "torch", "lightning", "transformers", "torchmetrics", "jsonargparse", "tensorboard", "vllm")
+
+
+def environment() -> dict:
+    """Versions of Python, the packages and the code under the current folder; null where there is none."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "command": sys.argv,
+        "packages": versions,
+        "git": {"commit": _git("rev-parse", "HEAD"), "changes": _git("status", "--porcelain")},
+    }
+
+
+def write_environment(run_dir: str | Path) -> Path:
+    """Writes `environment.json`, or `environment.resume-N.json` where the run has one already; returns its path."""
+    path = unused(Path(run_dir), "environment", "json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(environment(), indent=2) + "\n")
+    return path
+
+
+def unused(folder: Path, stem: str, suffix: str) -> Path:
+    """`stem.suffix`, or the first `stem.resume-N.suffix` that does not exist."""
+    path, number = folder / f"{stem}.{suffix}", 0
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}.resume-{number}.{suffix}"
+    return path
+
+
+def _git(*words: str) -> str | None:
+    try:
+        return subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,1 @@
+"""Selection: pure functions that say which rows are trained on."""

@@ -1,0 +1,33 @@
+"""What a task is. Users add one here first."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from ..types import Completion, Prompt, Verdict
+
+
+class Task(ABC):
+    """Prompts with reference answers, and the judgement of completions."""
+
+    @abstractmethod
+    def prompts(self, split: str) -> list[Prompt]:
+        """The prompts of a split, always in the same order; `token_ids` may be empty.
+
+        Raises:
+            ConfigError: the task has no such split.
+        """
+
+    @abstractmethod
+    def judge(self, prompt: Prompt, completion: Completion) -> Verdict:
+        """The verdict on one completion. The text is hostile: never evaluate it."""
+
+    def solution(self, prompt: Prompt) -> str:
+        """A correct completion to learn from, without end-of-sequence token."""
+        raise NotImplementedError(f"{type(self).__name__} has no solutions to learn from")
+
+
+def binary_verdict(outcome: str) -> Verdict:
+    """The verdict of a task with one reward, accuracy: 1 for `correct`, else 0."""
+    reward = float(outcome == "correct")
+    return Verdict(outcome, {"accuracy": reward}, reward)

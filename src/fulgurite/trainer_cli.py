@@ -1,0 +1,195 @@
+"""fit, validate, test and predict through LightningCLI, with the run's folder, tiny models and short errors."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse._util import import_object
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from . import parallel  # noqa: F401 - registers the strategy fsdp2
+from .callbacks.checkpoint import checkpoints_in
+from .callbacks.defaults import TUNABLE, fixed_callbacks
+from .data.rollout_datamodule import RolloutDataModule
+from .data.supervised_datamodule import SupervisedDataModule
+from .data.task_datamodule import TaskDataModule
+from .engines.transformers_engine import TransformersEngine
+from .guards import GuardError
+from .models.causal_lm import TinyModel
+from .modules.base import RoundModule
+from .modules.grpo import GRPO
+from .modules.supervised import SupervisedFineTuning
+from .run_record import unused, write_environment
+from .tasks.addition import Addition
+from .tasks.marked_answer import MarkedAnswer
+from .types import ConfigError
+
+# Classes that a config may name without their module; importing them here is what makes that work.
+SHORT_NAMES = (
+    GRPO,
+    SupervisedFineTuning,
+    RolloutDataModule,
+    SupervisedDataModule,
+    TransformersEngine,
+    Addition,
+    MarkedAnswer,
+)
+TRAINER_DEFAULTS = {
+    "reload_dataloaders_every_n_epochs": 0,
+    "use_distributed_sampler": False,
+    "num_sanity_val_steps": 0,
+    "inference_mode": False,
+    "log_every_n_steps": 1,
+    "max_epochs": 1,
+}
+
+
+class Parser(LightningArgumentParser):
+    """Prints the error alone, without forty lines of usage, and a likely name for a misspelt class."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        text = cause_of(ex, ConfigError) or str(message)
+        misspelt = re.search(r"import path string: (\w+)", text)
+        if misspelt:
+            ours = [c.__name__ for c in SHORT_NAMES]
+            known = ours + [c.__name__ for c in L.pytorch.callbacks.Callback.__subclasses__()]
+            near = difflib.get_close_matches(misspelt[1], known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected an import path, or one of {', '.join(ours)}"
+            text = f"no class {misspelt[1]!r}; {hint}"
+        fail(text, code=2)
+
+
+class SaveRun(SaveConfigCallback):
+    """Writes the resolved config and the environment beside the run; a resumed run adds files and replaces none."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:
+            path = unused(Path(trainer.default_root_dir), "config", "yaml")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, path, skip_none=False, multifile=False)
+            write_environment(trainer.default_root_dir)
+
+
+class CLI(LightningCLI):
+    def init_parser(self, **kwargs: Any) -> Parser:
+        parser = Parser(**kwargs)
+        parser.add_argument(
+            "-c", "--config", action=ActionConfigFile, help="A config file; of several a later one wins."
+        )
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run_dir",
+            type=str,
+            default="runs/default",
+            help="Folder of this run: config, checkpoints, logs, results.",
+        )
+        parser.add_argument(
+            "--tiny", type=bool, default=False, help="Swap every model for a tiny random one; nothing is downloaded."
+        )
+        for key, kind in TUNABLE.items():
+            parser.add_lightning_class_args(kind, key)
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """The checkpoint says nothing about the config, so there is no need to read it here."""
+
+    def before_instantiate_classes(self) -> None:
+        settings = self.config[self.subcommand]
+        run = Path(settings.run_dir)
+        if isinstance(settings.trainer.strategy, str) and settings.trainer.strategy.startswith("fsdp") \
+                and not settings.trainer.strategy.startswith("fsdp2"):  # fmt: skip
+            raise ConfigError(
+                f"trainer.strategy is {settings.trainer.strategy}, which breaks with manual optimisation; use fsdp2"
+            )
+        checkpoint = settings.get("ckpt_path")
+        if checkpoint == "last":
+            found = checkpoints_in(run)
+            if not found:
+                raise ConfigError(f"--ckpt_path last finds no checkpoint in {run / 'checkpoints'}; is --run_dir right?")
+            settings.ckpt_path = str(found[-1])
+        elif checkpoint and not Path(checkpoint).exists():
+            raise ConfigError(f"--ckpt_path {checkpoint} does not exist; `last` stands for the newest of --run_dir")
+        elif self.subcommand == "fit" and not checkpoint and (run / "config.yaml").exists() and not rank_zero_only.rank:
+            raise ConfigError(
+                f"{run} already holds a run; resume it with --ckpt_path last, or choose another --run_dir"
+            )
+        self._models(settings)
+
+    def _models(self, settings: Namespace) -> None:
+        """Makes models tiny where asked, and refuses a missing folder with the command that makes it."""
+        for name in import_object(settings.model.class_path).model_arguments:
+            source = settings.model.init_args.get(name)
+            if not isinstance(source, str):
+                continue
+            if settings.tiny:
+                settings.model.init_args[name] = Namespace(vars(TinyModel()))
+            elif source.startswith(("runs/", "./", "/", "../")) and not Path(source).is_dir():
+                raise ConfigError(f"no model at {source}; {how_to_make(source, settings.get('config') or [])}")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        settings = self.config_init[self.subcommand]
+        logger = settings.trainer.logger
+        if logger in (None, True):
+            logger = TensorBoardLogger(settings.run_dir, name="", version="", default_hp_metric=False)
+        return super().instantiate_trainer(logger=logger, default_root_dir=settings.run_dir, **kwargs)
+
+
+def how_to_make(source: str, configs: list) -> str:
+    """The command that trains the missing model, if a config beside those given has it as its run."""
+    for folder in {Path(str(c)).parent for c in configs}:
+        for config in sorted(folder.glob("*.yaml")):
+            made = re.search(r"^run_dir: *(\S+)", config.read_text(), re.MULTILINE)
+            if made and source.startswith(made[1] + "/"):
+                return f"make it with: fulgurite fit --config {config}"
+    return "expected a model folder or a hub name"
+
+
+def cause_of(error: BaseException | None, kind: type[Exception]) -> str | None:
+    """The text of the first error of that kind among an error and its causes."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error and str(error)
+
+
+def fail(text: str, code: int) -> None:
+    print(f"error: {text}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def run(argv: list[str]) -> None:
+    """Parses and runs one verb; a config that cannot work and a guard that stops the run end in one sentence."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        CLI(
+            RoundModule,
+            TaskDataModule,
+            save_config_callback=SaveRun,
+            seed_everything_default=0,
+            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": fixed_callbacks()},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"description": "Reinforcement learning with verifiable rewards."},
+            args=argv,
+        )
+    except Exception as error:
+        if text := cause_of(error, ConfigError):
+            fail(text, code=2)
+        if text := cause_of(error, GuardError):
+            fail(f"stopped by a guard: {text}", code=3)
+        raise

@@ -1,0 +1,232 @@
+"""Each guard, with the fault it is for: it warns, it stops the run, and without the fault it does neither."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from fulgurite.callbacks.guards import Guards
+from fulgurite.guards import GuardError
+from fulgurite.guards.all_equal_groups import check_all_equal_groups, equal_groups
+from fulgurite.guards.truncation import check_truncation
+from fulgurite.guards.weights_move import check_weights_move, count_moved, watch
+from fulgurite.types import ConfigError
+from records import StubModule, StubRounds, make_round
+
+GOOD = make_round([[1.0, 0.0], [0.0, 1.0]])
+CUT = make_round([[1.0, 0.0], [0.0, 1.0]], cut=[True] * 4)
+EQUAL = make_round([[1.0, 1.0], [0.0, 0.0]])
+
+
+class SaveInsideRounds(Checkpoint):
+    """Keeps a checkpoint after every update: `<round>-<update>.ckpt`."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / f"{trainer.current_epoch}-{batch_idx}.ckpt")
+
+
+def fit(folder, guards, *, rounds=(GOOD,), kinds=(("good",),), epochs=6, module=None, resume=None, save=False):
+    """Returns the number of rounds that were finished when the run stopped, and its warnings."""
+    trainer = L.Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        callbacks=[guards, *([SaveInsideRounds()] if save else [])],
+        max_epochs=epochs,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=save,
+        num_sanity_val_steps=0,
+    )
+    stopped = None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            trainer.fit(module or StubModule(), StubRounds(rounds, kinds), ckpt_path=resume)
+        except GuardError as error:
+            stopped = str(error)
+    ours = [str(w.message) for w in caught if "expected" in str(w.message)]
+    return trainer.current_epoch, stopped, ours
+
+
+def test_no_guard_speaks_in_a_sound_run(tmp_path):
+    assert fit(tmp_path, Guards(patience_rounds=1, max_skipped_updates=1, max_empty_rounds=1)) == (6, None, [])
+
+
+# Truncation
+
+
+def test_truncated_rounds_in_a_row_stop_the_run(tmp_path):
+    rounds, error, warned = fit(tmp_path, Guards(patience_rounds=3), rounds=[CUT])
+    assert rounds == 2
+    assert "4 of 4 completions of this round were cut by max_new_tokens (round 3 in a row)" in error
+    assert "expected a share of at most 0.9. Raise max_new_tokens" in error
+    assert len(warned) == 1 and "round 1 in a row" in warned[0]
+
+
+def test_a_round_in_between_starts_the_count_again(tmp_path):
+    rounds, error, warned = fit(tmp_path, Guards(patience_rounds=3), rounds=[CUT, CUT, GOOD])
+    assert (rounds, error, len(warned)) == (6, None, 2)
+
+
+def test_truncation_one_switches_it_off(tmp_path):
+    assert fit(tmp_path, Guards(max_truncated=1, patience_rounds=1), rounds=[CUT]) == (6, None, [])
+
+
+def test_the_truncation_threshold_itself_is_allowed_and_no_completion_says_nothing():
+    assert check_truncation(9, 10, 0.9, streak=2, patience=3) == 0
+    assert check_truncation(0, 0, 0.9, streak=2, patience=3) == 2
+    with pytest.raises(GuardError):
+        check_truncation(10, 10, 0.9, streak=2, patience=3)
+
+
+# All-equal groups
+
+
+def test_rounds_of_all_equal_groups_stop_the_run(tmp_path):
+    rounds, error, warned = fit(tmp_path, Guards(patience_rounds=2), rounds=[EQUAL])
+    assert rounds == 1
+    assert "in 2 of 2 groups of this round all completions have the same reward (round 2 in a row)" in error
+    assert "expected a share below 1.0. Take prompts that the model solves sometimes" in error
+    assert len(warned) == 1
+
+
+def test_one_mixed_group_is_enough_unless_the_threshold_says_otherwise(tmp_path):
+    half = make_round([[1.0, 0.0], [0.0, 0.0]])
+    assert fit(tmp_path, Guards(patience_rounds=1), rounds=[half]) == (6, None, [])
+    rounds, error, _ = fit(tmp_path, Guards(max_all_equal=0.5, patience_rounds=1), rounds=[half])
+    assert rounds == 0 and "in 1 of 2 groups" in error
+    assert fit(tmp_path, Guards(max_all_equal=1.1, patience_rounds=1), rounds=[EQUAL]) == (6, None, [])
+
+
+def test_groups_of_one_row_and_prompts_without_rows_are_not_counted():
+    assert equal_groups(make_round([[1.0], [0.5, 0.5], [], [0.0, 0.25]])) == (1, 2)
+    assert equal_groups(make_round([])) == (0, 0)
+    assert equal_groups(make_round([[-1.0, -1.0], [-1.0, -2.0]])) == (1, 2)
+    assert check_all_equal_groups(0, 0, 1.0, streak=4, patience=5) == 4
+
+
+# Non-finite updates
+
+
+def test_skipped_updates_in_a_row_stop_the_run(tmp_path):
+    rounds, error, warned = fit(tmp_path, Guards(), kinds=[["good", "bad"], ["bad", "bad"]])
+    assert rounds == 1
+    assert "loss or gradient is not finite: {'loss': nan, 'grad_norm/policy': nan} (update 3 in a row)" in error
+    assert "Lower the learning rate" in error and len(warned) == 1
+
+
+def test_a_finite_update_starts_the_count_again_and_an_empty_one_does_not(tmp_path):
+    kinds = [["bad", "bad", "good"]]
+    rounds, error, warned = fit(tmp_path, Guards(), kinds=kinds)
+    assert (rounds, error, len(warned)) == (6, None, 6)
+    rounds, error, _ = fit(tmp_path, Guards(), kinds=[["bad", "empty", "bad", "empty", "bad"]])
+    assert rounds == 0 and "update 3 in a row" in error
+
+
+def test_skipped_zero_only_warns(tmp_path):
+    rounds, error, warned = fit(tmp_path, Guards(max_skipped_updates=0), kinds=[["bad", "bad"]])
+    assert (rounds, error, len(warned)) == (6, None, 1)
+
+
+# Weights that do not move
+
+
+def test_bfloat16_updates_that_round_away_stop_the_run(tmp_path):
+    module = StubModule(torch.bfloat16, rate=1e-4)
+    before = module.weight.detach().clone()
+    rounds, error, warned = fit(tmp_path, Guards(), kinds=[["good", "good"]], module=module)
+    assert rounds == 1 and torch.equal(module.weight, before)
+    assert "only 0 of 50 sampled weights of 'policy' with a gradient changed in an update (update 3 in a row)" in error
+    assert "Keep float32 weights" in error and len(warned) == 1
+
+
+@pytest.mark.parametrize(
+    "module, guards",
+    [
+        (StubModule(torch.float32, rate=1e-4), Guards()),
+        (StubModule(torch.bfloat16, rate=0.1), Guards()),
+        (StubModule(torch.bfloat16, rate=1e-4), Guards(min_moved=0)),
+        (StubModule(torch.bfloat16, rate=0.0), Guards()),
+    ],
+    ids=["float32", "bfloat16, large updates", "switched off", "rate 0"],
+)
+def test_weights_that_move_or_need_not_are_let_alone(tmp_path, module, guards):
+    assert fit(tmp_path, guards, module=module) == (6, None, [])
+
+
+def test_only_weights_with_a_gradient_count_and_the_group_that_moves_least_decides():
+    moving, stuck = torch.nn.Parameter(torch.ones(6000)), torch.nn.Parameter(torch.ones(10, dtype=torch.bfloat16))
+    frozen = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [moving, frozen], "lr": 1.0, "weight_decay": 0.1, "name": "small"},
+            {"params": [stuck], "lr": 1e-5, "name": "large"},
+        ]
+    )
+    moving.grad = (torch.arange(6000) % 2).float()
+    stuck.grad = torch.tensor([1.0, 0.0] * 5, dtype=torch.bfloat16)
+    watched = watch(optimizer)
+    optimizer.step()
+    counts = {name: tuple(count.tolist()) for name, count in count_moved(watched).items()}
+    assert counts == {"small": (2048, 2048), "large": (0, 5)}
+    with pytest.raises(GuardError, match="only 0 of 5 sampled weights of 'large'"):
+        check_weights_move(counts, min_moved=0.01, streak=2)
+    assert check_weights_move({"small": counts["small"]}, min_moved=0.01, streak=2) == 0
+    assert check_weights_move({"small": (0, 0)}, min_moved=0.01, streak=2) == 2
+
+
+# Empty minibatches
+
+
+def test_empty_rounds_only_warn_by_default_and_stop_the_run_if_asked(tmp_path):
+    kinds = [["good", "empty"], ["empty", "empty"], ["empty", "empty"]]
+    rounds, error, warned = fit(tmp_path, Guards(), kinds=kinds)
+    assert (rounds, error, len(warned)) == (6, None, 2)
+    assert "all 2 minibatches of this round were empty (round 1 in a row)" in warned[0]
+    rounds, error, _ = fit(tmp_path, Guards(max_empty_rounds=2), kinds=kinds)
+    assert rounds == 2
+    assert "round 2 in a row" in error and "expected rows that are left after selection" in error
+
+
+# Counts survive a resume; settings are checked; the table is complete
+
+
+def test_a_resumed_run_counts_on(tmp_path):
+    guards = {"patience_rounds": 3, "max_skipped_updates": 4, "max_empty_rounds": 2}
+    fit(tmp_path, Guards(**guards), rounds=[CUT], kinds=[["bad", "empty"]], epochs=2, save=True)
+    resumed = Guards(**guards)
+    rounds, error, _ = fit(tmp_path, resumed, rounds=[CUT], kinds=[["bad", "empty"]], resume=tmp_path / "1-0.ckpt")
+    assert rounds == 2 and "cut by max_new_tokens (round 3 in a row)" in error
+    assert resumed.streaks["non_finite"] == 2
+    # Round 1 was resumed after its only filled update: it must not count as empty.
+    assert resumed.streaks["empty_rounds"] == 0
+
+
+@pytest.mark.parametrize(
+    "setting", [{"max_truncated": 1.5}, {"max_all_equal": -0.1}, {"patience_rounds": 0}, {"max_skipped_updates": -1},
+                {"min_moved": 2.0}, {"max_empty_rounds": -1}],
+)  # fmt: skip
+def test_a_threshold_out_of_range_is_refused(setting):
+    ((name, value),) = setting.items()
+    with pytest.raises(ConfigError, match=re.escape(f"guards.{name} is {value}; expected a number from")):
+        Guards(**setting)
+
+
+def test_every_guard_and_its_default_are_in_the_docs():
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "guards.md").read_text()
+    for path in (root / "src" / "fulgurite" / "guards").glob("[a-z]*.py"):
+        assert re.search(rf"^\| {path.stem.replace('_', '[ -]')} \|", text, re.M), (
+            f"docs/guards.md has no row {path.stem}"
+        )
+    defaults = vars(Guards())
+    for name in ("max_truncated", "max_all_equal", "patience_rounds", "max_skipped_updates", "min_moved"):
+        assert f"`{name}: {defaults[name]}`" in text
+    assert "`max_empty_rounds: 0`" in text

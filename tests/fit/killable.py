@@ -1,0 +1,305 @@
+"""A run that tells what happens in it and can be killed at any of these points; `python killable.py CASE FOLDER` prints a
+verdict per kill point as JSON. See test_resume.py."""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+warnings.filterwarnings("ignore")
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from lightning.pytorch.callbacks import Callback  # noqa: E402
+
+from forking import run_forked  # noqa: E402
+from fulgurite.callbacks import checkpoint as checkpoint_module  # noqa: E402
+from fulgurite.callbacks.checkpoint import RoundCheckpoint, checkpoints_in  # noqa: E402
+from fulgurite.callbacks.samples import SampleLogger  # noqa: E402
+from fulgurite.data.rollout_datamodule import RolloutDataModule  # noqa: E402
+from fulgurite.data.task_datamodule import BenchmarkLoader  # noqa: E402
+from fulgurite.modules.grpo import GRPO  # noqa: E402
+from fulgurite.parallel import FSDP2Strategy  # noqa: E402
+from tiny import EvenDigits, OptimizerSpec, tiny_benchmarks, tiny_data, tiny_grpo, tiny_trainer  # noqa: E402
+
+ROUNDS = 3
+
+
+def setting(name: str, default: str = "") -> str:
+    return os.environ.get("T_" + name, default)
+
+
+def rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def write(name: str, text: str) -> None:
+    with open(f"{name}.{rank()}", "a") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def event(*parts: object) -> None:
+    name = ":".join(map(str, parts))
+    write("events", name)
+    if setting("DIE") != name or setting("RESUMED"):
+        return
+    if setting("HOW") == "interrupt":
+        os.kill(os.getpid(), signal.SIGINT)
+        return
+    if setting("HOW") == "raise":
+        if rank() == 1:
+            raise RuntimeError("no completions today")
+        return
+    if dist.is_initialized():
+        dist.barrier()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def digest(*tensors: torch.Tensor) -> str:
+    return hashlib.sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors)).hexdigest()[:12]
+
+
+class LoudBenchmark(BenchmarkLoader):
+    def batches(self):
+        event("val_sample", self.name, int(self.data.trainer.lightning_module.rounds))
+        for batch in super().batches():
+            write(
+                "val",
+                json.dumps(
+                    [
+                        int(self.data.trainer.lightning_module.rounds),
+                        self.name,
+                        [c.token_ids for c in batch.completions],
+                    ]
+                ),
+            )
+            yield batch
+
+
+class LoudData(RolloutDataModule):
+    def train_dataloader(self):
+        event("train_dataloader")
+        return super().train_dataloader()
+
+    def val_dataloader(self):
+        return [LoudBenchmark(self, name) for name in self.benchmarks]
+
+    def _sample_round(self, epoch):
+        event("sampling", epoch)
+        return super()._sample_round(epoch)
+
+    def roll_out(self, epoch):
+        rounds = super().roll_out(epoch)
+        event("sampled", epoch)
+        if str(epoch) in setting("EMPTY").split(","):
+            sampled, kept = rounds
+            nothing = {k: torch.zeros_like(v) for k, v in kept.coefficients.items()}
+            rounds = sampled, kept.with_coefficients(**nothing)
+        return rounds
+
+
+class LoudGRPO(GRPO):
+    def configure_optimizers(self):
+        if setting("ESTIMATE"):
+            write("estimate", str(self.trainer.estimated_stepping_batches))
+        return super().configure_optimizers()
+
+    def training_step(self, minibatch, batch_idx):
+        step = self.trainer.current_epoch * self.trainer.datamodule.updates_per_round + batch_idx
+        event("training_step", step)
+        super().training_step(minibatch, batch_idx)
+        self.ledger = (step, minibatch.tokens, self.last_update["loss"])
+        event("stepped", step)
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        event("validation_step", batch.benchmark, batch_idx)
+        super().validation_step(batch, batch_idx, dataloader_idx)
+
+    def on_train_epoch_end(self):
+        super().on_train_epoch_end()
+        event("module.on_train_epoch_end", self.trainer.current_epoch)
+
+
+class Ledger(Callback):
+    def on_train_start(self, trainer, module):
+        event("on_train_start")
+
+    def on_train_end(self, trainer, module):
+        event("on_train_end")
+
+    def on_train_epoch_start(self, trainer, module):
+        event("on_train_epoch_start", trainer.current_epoch)
+
+    def on_train_batch_start(self, trainer, module, batch, i):
+        event("on_train_batch_start", trainer.current_epoch, i)
+
+    def on_train_batch_end(self, trainer, module, *_):
+        step, tokens, loss = module.ledger
+        weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in module.parameters()]
+        rates = [float(group["lr"]).hex() for group in trainer.optimizers[0].param_groups]
+        counters = [int(module.updates), int(module.sampled_tokens), int(module.trained_tokens)]
+        stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
+        row = [
+            step,
+            trainer.global_step,
+            trainer.current_epoch,
+            stepped,
+            digest(tokens),
+            loss.hex(),
+            rates,
+            counters,
+            digest(*weights),
+        ]
+        write("ledger", json.dumps(row))
+        event("on_train_batch_end", step)
+
+    def on_validation_start(self, trainer, module):
+        event("on_validation_start")
+
+    def on_validation_end(self, trainer, module):
+        event("on_validation_end", trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer, module):
+        event("on_train_epoch_end", trainer.current_epoch)
+
+    def on_exception(self, trainer, module, error):
+        event("on_exception", type(error).__name__)
+
+
+class LoudCheckpoint(RoundCheckpoint):
+    def save(self, trainer, rounds, updates):
+        name = f"{rounds}.{updates}"
+        rename = os.replace
+        checkpoint_module.os.replace = lambda *paths: (event("saving", name), rename(*paths))
+        try:
+            super().save(trainer, rounds, updates)
+        finally:
+            checkpoint_module.os.replace = rename
+        event("saved", name)
+
+
+def fit() -> None:
+    steps, epochs = (int(n) for n in setting("SHAPE", "2x2").split("x"))
+    sharded = setting("STRATEGY")
+    strategy = FSDP2Strategy(save_distributed_checkpoint=sharded == "sharded") if sharded else "auto"
+    every = int(setting("EVERY", "1"))
+    saver = LoudCheckpoint(every_n_rounds=1, every_n_updates=every, after_sampling=bool(setting("EARLY")))
+    rounds = int(setting("ROUNDS", str(ROUNDS)))
+    trainer = tiny_trainer(max_epochs=rounds, strategy=strategy, devices=2 if sharded else 1,
+                           default_root_dir=".", callbacks=[saver, SampleLogger(every_n_rounds=0), Ledger()])  # fmt: skip
+    base = tiny_data(task=EvenDigits(digits=1))
+    data = LoudData(task=base.task, prompts_per_step=3, completions_per_prompt=2, sampling=base.sampling,
+                    steps_per_round=steps, inner_epochs=epochs, benchmarks=tiny_benchmarks())  # fmt: skip
+    module = LoudGRPO(policy=tiny_grpo().sources["policy"], tokens_per_microbatch=32,
+                      optimizer=OptimizerSpec(learning_rate=1e-2, schedule="linear"))  # fmt: skip
+    found = checkpoints_in(".")
+    trainer.fit(
+        module, datamodule=data, ckpt_path=str(found[-1]) if found else None, weights_only=True if found else None
+    )
+
+
+def lines(folder: Path, name: str, rank: int = 0) -> list[str]:
+    file = folder / f"{name}.{rank}"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def round_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "rounds").glob("*"))}
+
+
+def kill_and_resume(reference: Path, place: str, ranks: int = 1, **settings: object) -> dict:
+    """Runs until `place`, kills the run there, resumes it, and compares everything with the uninterrupted reference."""
+    folder = reference.with_name(f"{reference.name}_{place.replace(':', '_')}")
+    killed = run_forked(fit, folder, ranks, DIE=place, **settings)
+    before = [len(lines(folder, "events", r)) for r in range(ranks)]
+    saves = sum(e.startswith("saved:") for e in lines(folder, "events"))
+    resumed = run_forked(fit, folder, ranks, RESUMED=1, **settings)
+    wrong = (
+        []
+        if all(os.WIFSIGNALED(s) or setting("HOW") or settings.get("HOW") for s in killed)
+        else [f"not killed: {killed}"]
+    )
+    wrong += [] if resumed == [0] * ranks else [f"resume ended with {resumed}"]
+    for r in range(ranks):
+        want, got = lines(reference, "ledger", r), lines(folder, "ledger", r)
+        if set(want) != set(got) or want[-1:] != got[-1:]:
+            wrong.append(f"ledger of rank {r}")
+        if set(lines(reference, "val", r)) != set(lines(folder, "val", r)):
+            wrong.append(f"validations of rank {r}")
+        events, again = lines(reference, "events", r), lines(folder, "events", r)[before[r] :]
+        rest = events
+        if saves:
+            rest = events[[i for i, e in enumerate(events) if e.startswith("saved:")][saves - 1] + 1 :]
+            again = again[again.index("on_train_start") + 1 :] if "on_train_start" in again else again
+        if rest == ["on_train_end"]:  # killed after the last save: fit of a finished run does nothing
+            rest = again
+        if rest != again:
+            wrong.append(f"hooks of rank {r}: want {rest[:6]}, got {again[:6]}")
+    if round_files(reference) != round_files(folder):
+        wrong.append("files of the rounds")
+    return {"place": place, "wrong": wrong}
+
+
+CASES: dict[str, tuple[dict, list[str]]] = {
+    "1x1 save every update": (
+        dict(SHAPE="1x1", EVERY=1),
+        ["sampling:0", "sampling:1", "sampled:1", "training_step:1", "stepped:1", "saving:2.0", "saved:2.0", "val_sample:easy:1",
+         "val_sample:hard:1", "validation_step:hard:0", "on_validation_end:1", "on_train_epoch_end:1",
+         "module.on_train_epoch_end:1", "on_train_epoch_start:2", "saved:3.0"],
+    ),
+    "4x1 save every update": (
+        dict(SHAPE="4x1", EVERY=1),
+        ["sampling:1", "sampled:1", "stepped:4", "saving:1.1", "saved:1.1", "stepped:6", "saved:1.3", "stepped:7",
+         "val_sample:easy:1", "validation_step:easy:1", "on_validation_end:1", "on_train_epoch_end:1", "saved:2.0",
+         "on_train_epoch_start:2", "saved:3.0"],
+    ),
+    "2x2 save every third update": (
+        dict(SHAPE="2x2", EVERY=3),
+        ["stepped:4", "saved:1.3", "stepped:7", "validation_step:hard:0", "sampling:2"],
+    ),
+    "4x1 save at round ends only": (
+        dict(SHAPE="4x1", EVERY=0),
+        ["sampling:1", "stepped:5", "val_sample:hard:1", "on_train_epoch_start:2"],
+    ),
+    "1x1 save after sampling": (
+        dict(SHAPE="1x1", EVERY=0, EARLY=1),
+        ["saved:0.0", "saved:1.0", "stepped:1", "sampling:1", "validation_step:hard:0", "on_train_epoch_end:1"],
+    ),
+    "4x1 save after sampling": (
+        dict(SHAPE="4x1", EVERY=0, EARLY=1),
+        ["saved:1.0", "stepped:4", "stepped:6", "sampling:1", "on_validation_end:1"],
+    ),
+    "2x1 three empty rounds": (
+        dict(SHAPE="2x1", EVERY=1, EMPTY="0,1,2", ROUNDS=5),
+        ["stepped:3", "sampling:3", "stepped:5", "stepped:7"],
+    ),
+    "4x1 estimate": (dict(SHAPE="4x1", ESTIMATE=1), ["stepped:5"]),
+    "two ranks, one file": (
+        dict(SHAPE="2x2", EVERY=1, STRATEGY="single"),
+        ["stepped:5", "sampling:1", "validation_step:easy:1", "saved:2.0"],
+    ),
+    "two ranks, shards": (
+        dict(SHAPE="2x2", EVERY=1, STRATEGY="sharded"),
+        ["stepped:5", "sampling:1", "validation_step:easy:1", "saved:2.0"],
+    ),
+}  # fmt: skip
+
+
+def main(case: str, root: Path) -> None:
+    settings, places = CASES[case]
+    ranks = 2 if "STRATEGY" in settings else 1
+    reference = root / "reference"
+    status = run_forked(fit, reference, ranks, **settings)
+    verdicts = [{"place": "reference", "wrong": [] if status == [0] * ranks else [f"ended with {status}"]}]
+    verdicts += [kill_and_resume(reference, place, ranks, **settings) for place in places]
+    print(json.dumps(verdicts))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]).resolve())
