@@ -10,9 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def run_forked(
-    work: Callable[[], object], folder: Path, ranks: int = 1, limit_s: float = 100, **settings: object
-) -> list[int]:
+def run_forked(work: Callable[[], object], folder: Path, ranks: int = 1, limit_s: float = 100, **settings: object) -> list[int]:
     """Runs `work()` in `folder` with the settings in the environment (prefixed T_); returns the exit status of each rank.
 
     Output goes to out.<rank>. Two ranks form a process group of their own that Lightning takes up (LOCAL_RANK, MASTER_PORT).

@@ -48,8 +48,7 @@ def make_round(
     named = named or [{"answer": reward} for reward in flat]
     if prompts is None:
         prompts = [
-            Prompt(id=f"q{q}", text=f"question {q}", answer=f"answer {q}", token_ids=(q + 1, 1))
-            for q in range(len(rewards))
+            Prompt(id=f"q{q}", text=f"question {q}", answer=f"answer {q}", token_ids=(q + 1, 1)) for q in range(len(rewards))
         ]
     completions = [
         Completion(tuple(range(10 + row, 10 + row + length)), (-0.5,) * length, "length" if ended else "stop", text)
@@ -97,9 +96,7 @@ class StubModule(L.LightningModule):
         dies_at: (round, update) whose step raises `Killed` once it is taken.
     """
 
-    def __init__(
-        self, dtype: torch.dtype = torch.float32, rate: float = 0.1, dies_at: tuple[int, int] | None = None
-    ) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32, rate: float = 0.1, dies_at: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.weight = nn.Parameter(torch.linspace(1, 2, 50).to(dtype))

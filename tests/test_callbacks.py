@@ -188,9 +188,7 @@ def two_ranks(rank: int, folder: str) -> None:
         is_global_zero=rank == 0,
         loggers=[logger],
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=0)),
-        strategy=SimpleNamespace(
-            root_device=torch.device("cpu"), reduce=lambda t, reduce_op: (dist.all_reduce(t), t)[1]
-        ),
+        strategy=SimpleNamespace(root_device=torch.device("cpu"), reduce=lambda t, reduce_op: (dist.all_reduce(t), t)[1]),
     )
     module = SimpleNamespace(sampled_tokens=torch.tensor(14))
     guards = Guards(max_truncated=0.4, max_all_equal=0.5, patience_rounds=5)

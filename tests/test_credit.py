@@ -38,9 +38,7 @@ def test_pair_scaled_by_std_forgets_how_far_apart_the_rewards_are():
 def test_rare_success_gets_the_closed_form_of_binary_rewards():
     share = 1 / 8
     success, failure = ((1 - share) / share) ** 0.5, -((share / (1 - share)) ** 0.5)
-    assert_close(
-        advantages([0, 0, 0, 1, 0, 0, 0, 0], "pop_std", adv_eps=0.0), [failure] * 3 + [success] + [failure] * 4
-    )
+    assert_close(advantages([0, 0, 0, 1, 0, 0, 0, 0], "pop_std", adv_eps=0.0), [failure] * 3 + [success] + [failure] * 4)
 
 
 def test_eps_is_added_to_the_standard_deviation():
@@ -52,9 +50,7 @@ def test_leave_one_out_subtracts_the_mean_of_the_others():
 
 
 @modes
-@pytest.mark.parametrize(
-    "rewards", [[0.0] * 4, [0.1] * 3, [-1 / 3] * 7, [0.7]], ids=["zero", "tenth", "third", "single"]
-)
+@pytest.mark.parametrize("rewards", [[0.0] * 4, [0.1] * 3, [-1 / 3] * 7, [0.7]], ids=["zero", "tenth", "third", "single"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_group_without_spread_is_exactly_zero(rewards, scale, baseline, dtype):
     got = group_advantages(

@@ -194,9 +194,9 @@ def test_golden_kappa_enumerated_over_all_groups(case, dtype):
     chance = logp.detach()[actions].sum(1).exp()
     group_index = torch.arange(len(actions)).repeat_interleave(size)
     for mode, gradient in want["mean_gradient"].items():
-        advantages = group_advantages(
-            reward[actions].flatten(), group_index, **MODES[mode], adv_eps=given["adv_eps"]
-        ).view_as(actions)
+        advantages = group_advantages(reward[actions].flatten(), group_index, **MODES[mode], adv_eps=given["adv_eps"]).view_as(
+            actions
+        )
         expected = (chance * (advantages * logp[actions]).mean(1)).sum()
         (got,) = torch.autograd.grad(expected, logits, retain_graph=True)
         close(got, gradient, dtype, f"mean_gradient {mode}")

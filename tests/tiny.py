@@ -58,9 +58,7 @@ def tiny_benchmarks() -> dict[str, Benchmark]:
 
 
 def tiny_grpo(**settings) -> GRPO:
-    return GRPO(
-        **{"policy": TINY, "optimizer": OptimizerSpec(learning_rate=1e-2), "tokens_per_microbatch": 64, **settings}
-    )
+    return GRPO(**{"policy": TINY, "optimizer": OptimizerSpec(learning_rate=1e-2), "tokens_per_microbatch": 64, **settings})
 
 
 def tiny_trainer(**settings) -> L.Trainer:

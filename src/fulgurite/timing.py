@@ -19,7 +19,8 @@ class PhaseClock:
                 ...
 
     Only `validate` does not pause: what is sampled and judged inside it counts as validation, so that the seconds of
-    `sample` are those of the rounds. Processor seconds are those of all threads of this process; its child processes (graders, engines) are not in them.
+    `sample` are those of the rounds. Processor seconds are those of all threads of this process; its child processes
+    (graders, engines) are not in them.
 
     Args:
         wall, cpu: sources of seconds.
@@ -28,9 +29,7 @@ class PhaseClock:
         listeners: called with the name of the phase, "" outside all, whenever it changes.
     """
 
-    def __init__(
-        self, wall: Callable[[], float] = time.perf_counter, cpu: Callable[[], float] = time.process_time
-    ) -> None:
+    def __init__(self, wall: Callable[[], float] = time.perf_counter, cpu: Callable[[], float] = time.process_time) -> None:
         self.listeners: list[Callable[[str], None]] = []
         self._sources = (wall, cpu)
         self._seconds = {name: [0.0, 0.0] for name in (*PHASES, OTHER)}

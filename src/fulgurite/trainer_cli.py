@@ -82,9 +82,7 @@ class SaveRun(SaveConfigCallback):
 class CLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> Parser:
         parser = Parser(**kwargs)
-        parser.add_argument(
-            "-c", "--config", action=ActionConfigFile, help="A config file; of several a later one wins."
-        )
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="A config file; of several a later one wins.")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -124,9 +122,7 @@ class CLI(LightningCLI):
         elif checkpoint and not Path(checkpoint).exists():
             raise ConfigError(f"--ckpt_path {checkpoint} does not exist; `last` stands for the newest of --run_dir")
         elif self.subcommand == "fit" and not checkpoint and (run / "config.yaml").exists() and not rank_zero_only.rank:
-            raise ConfigError(
-                f"{run} already holds a run; resume it with --ckpt_path last, or choose another --run_dir"
-            )
+            raise ConfigError(f"{run} already holds a run; resume it with --ckpt_path last, or choose another --run_dir")
         self._models(settings)
 
     def _models(self, settings: Namespace) -> None:
@@ -145,6 +141,7 @@ class CLI(LightningCLI):
         logger = settings.trainer.logger
         if logger in (None, True):
             logger = TensorBoardLogger(settings.run_dir, name="", version="", default_hp_metric=False)
+        self.trainer_defaults["callbacks"] = fixed_callbacks(progress_bar=settings.trainer.enable_progress_bar is not False)
         return super().instantiate_trainer(logger=logger, default_root_dir=settings.run_dir, **kwargs)
 
 
@@ -179,7 +176,7 @@ def run(argv: list[str]) -> None:
             TaskDataModule,
             save_config_callback=SaveRun,
             seed_everything_default=0,
-            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": fixed_callbacks()},
+            trainer_defaults=dict(TRAINER_DEFAULTS),
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

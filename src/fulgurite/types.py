@@ -146,9 +146,7 @@ class Round:
         """The round with only `rows` (indices or a bool mask, (N,)), gathered; prompts stay, so group_index stays valid."""
         indices = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
         chosen = indices.tolist()
-        tensors = {
-            f.name: getattr(self, f.name)[indices] for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
-        }
+        tensors = {f.name: getattr(self, f.name)[indices] for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         return replace(
             self,
             completions=tuple(self.completions[i] for i in chosen),

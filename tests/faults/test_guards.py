@@ -223,9 +223,7 @@ def test_every_guard_and_its_default_are_in_the_docs():
     root = Path(__file__).parents[2]
     text = (root / "docs" / "guards.md").read_text()
     for path in (root / "src" / "fulgurite" / "guards").glob("[a-z]*.py"):
-        assert re.search(rf"^\| {path.stem.replace('_', '[ -]')} \|", text, re.M), (
-            f"docs/guards.md has no row {path.stem}"
-        )
+        assert re.search(rf"^\| {path.stem.replace('_', '[ -]')} \|", text, re.M), f"docs/guards.md has no row {path.stem}"
     defaults = vars(Guards())
     for name in ("max_truncated", "max_all_equal", "patience_rounds", "max_skipped_updates", "min_moved"):
         assert f"`{name}: {defaults[name]}`" in text

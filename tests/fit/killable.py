@@ -199,9 +199,7 @@ def fit() -> None:
     module = LoudGRPO(policy=tiny_grpo().sources["policy"], tokens_per_microbatch=32,
                       optimizer=OptimizerSpec(learning_rate=1e-2, schedule="linear"))  # fmt: skip
     found = checkpoints_in(".")
-    trainer.fit(
-        module, datamodule=data, ckpt_path=str(found[-1]) if found else None, weights_only=True if found else None
-    )
+    trainer.fit(module, datamodule=data, ckpt_path=str(found[-1]) if found else None, weights_only=True if found else None)
 
 
 def lines(folder: Path, name: str, rank: int = 0) -> list[str]:
@@ -220,11 +218,8 @@ def kill_and_resume(reference: Path, place: str, ranks: int = 1, **settings: obj
     before = [len(lines(folder, "events", r)) for r in range(ranks)]
     saves = sum(e.startswith("saved:") for e in lines(folder, "events"))
     resumed = run_forked(fit, folder, ranks, RESUMED=1, **settings)
-    wrong = (
-        []
-        if all(os.WIFSIGNALED(s) or setting("HOW") or settings.get("HOW") for s in killed)
-        else [f"not killed: {killed}"]
-    )
+    expected = [os.WEXITSTATUS(s) == 1 if "HOW" in settings else os.WIFSIGNALED(s) for s in killed]
+    wrong = [] if all(expected) else [f"ended with {killed}"]
     wrong += [] if resumed == [0] * ranks else [f"resume ended with {resumed}"]
     for r in range(ranks):
         want, got = lines(reference, "ledger", r), lines(folder, "ledger", r)
@@ -255,8 +250,8 @@ CASES: dict[str, tuple[dict, list[str]]] = {
     ),
     "4x1 save every update": (
         dict(SHAPE="4x1", EVERY=1),
-        ["sampling:1", "sampled:1", "stepped:4", "saving:1.1", "saved:1.1", "stepped:6", "saved:1.3", "stepped:7",
-         "val_sample:easy:1", "validation_step:easy:1", "on_validation_end:1", "on_train_epoch_end:1", "saved:2.0",
+        ["sampling:1", "sampled:1", "stepped:4", "saving:1.1", "saved:1.1", "stepped:6", "saved:1.3",
+         "stepped:7", "val_sample:easy:1", "validation_step:easy:1", "on_validation_end:1", "on_train_epoch_end:1", "saved:2.0",
          "on_train_epoch_start:2", "saved:3.0"],
     ),
     "2x2 save every third update": (
@@ -279,6 +274,7 @@ CASES: dict[str, tuple[dict, list[str]]] = {
         dict(SHAPE="2x1", EVERY=1, EMPTY="0,1,2", ROUNDS=5),
         ["stepped:3", "sampling:3", "stepped:5", "stepped:7"],
     ),
+    "Ctrl-C while sampling": (dict(SHAPE="2x1", EVERY=1, HOW="interrupt"), ["sampling:1"]),
     "4x1 estimate": (dict(SHAPE="4x1", ESTIMATE=1), ["stepped:5"]),
     "two ranks, one file": (
         dict(SHAPE="2x2", EVERY=1, STRATEGY="single"),

@@ -25,9 +25,7 @@ class TabularPolicy(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(logits, dtype=torch.float64))
 
-    def score(
-        self, tokens: Tensor, keep: Tensor, temperature: float = 1.0, compare: Compare | None = None
-    ) -> Scores:
+    def score(self, tokens: Tensor, keep: Tensor, temperature: float = 1.0, compare: Compare | None = None) -> Scores:
         hidden = self.hidden(tokens, keep)
         logits = self.head_logits(hidden, temperature)
         logp = logits.log_softmax(-1)
@@ -86,14 +84,19 @@ class Recorder(Callback):
         self._keep_weights(module)
 
     def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
-        self.gradients.append({name: p.grad.clone() for name, p in module.trained.named_parameters()})
+        self.gradients.append({name: _whole(p.grad) for name, p in module.trained.named_parameters()})
 
     def on_train_batch_end(self, trainer, module, *_) -> None:
         self.updates.append(dict(module.last_update))
         self._keep_weights(module)
 
     def _keep_weights(self, module) -> None:
-        self.weights.append({name: p.detach().clone() for name, p in module.trained.named_parameters()})
+        self.weights.append({name: _whole(p.detach()) for name, p in module.trained.named_parameters()})
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A copy, gathered where it is sharded."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value.clone()
 
 
 class Minibatches(L.LightningDataModule):
@@ -114,3 +117,16 @@ def fit(module: L.LightningModule, data: Sequence[Minibatch] | L.LightningDataMo
     settings = {"max_epochs": 1, "enable_checkpointing": False, **trainer}
     tiny_trainer(callbacks=[*callbacks, recorder], **settings).fit(module, datamodule=data)
     return recorder
+
+
+def whole_logprobs(hf: nn.Module, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """(N, L) log-probabilities of rows (N, L) from all logits at once; 0 at the first token."""
+    logp = (hf(input_ids=tokens).logits[:, :-1] / temperature).log_softmax(-1)
+    return nn.functional.pad(logp.gather(2, tokens[:, 1:, None])[..., 0], (1, 0))
+
+
+def assert_same(got: dict[str, Tensor], want: dict[str, Tensor], relative: float = 1e-6) -> None:
+    """Gradients agree to `relative` of the largest entry of all. Not less than 1e-6: norms round to float32 inside."""
+    scale = max(float(gradient.abs().max()) for gradient in want.values())
+    worst = max(float((got[name] - want[name]).abs().max()) for name in want)
+    assert scale > 0 and worst <= relative * scale, f"the largest difference is {worst / scale:.1e} of the largest gradient"

@@ -21,9 +21,7 @@ def log_numbers(trainer: Trainer, numbers: Mapping[str, float], step: int) -> No
             logger.save()
 
 
-def over_ranks(
-    trainer: Trainer, numbers: Mapping[str, float], combine: Callable[[Iterable[float]], float]
-) -> dict[str, float]:
+def over_ranks(trainer: Trainer, numbers: Mapping[str, float], combine: Callable[[Iterable[float]], float]) -> dict[str, float]:
     """Numbers of all ranks combined by name, the same on every rank; a rank may lack a name. Every rank calls it."""
     if trainer.world_size == 1:
         return dict(numbers)

@@ -27,9 +27,7 @@ class RoundCheckpoint(Checkpoint):
         keep: the newest this many stay; at least 2, so that one is whole whatever happens while the other is written.
     """
 
-    def __init__(
-        self, every_n_rounds: int = 10, every_n_updates: int = 0, after_sampling: bool = False, keep: int = 2
-    ) -> None:
+    def __init__(self, every_n_rounds: int = 10, every_n_updates: int = 0, after_sampling: bool = False, keep: int = 2) -> None:
         if keep < 2:
             raise ConfigError(f"checkpoint.keep is {keep}; expected at least 2")
         self.every_n_rounds, self.every_n_updates = every_n_rounds, every_n_updates

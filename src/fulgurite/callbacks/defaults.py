@@ -16,15 +16,16 @@ from .timing import PhaseTimer
 TUNABLE = {"guards": Guards, "samples": SampleLogger, "checkpoint": RoundCheckpoint}
 
 
-def fixed_callbacks() -> list[Callback]:
+def fixed_callbacks(progress_bar: bool = True) -> list[Callback]:
     """Those without settings: phases, measures of a round, accuracies on disk, the exported model, the progress bar."""
-    return [PhaseTimer(), RoundMetrics(), EvaluationLog(), ModelExport(), RoundProgressBar()]
+    return [PhaseTimer(), RoundMetrics(), EvaluationLog(), ModelExport(), *([RoundProgressBar()] if progress_bar else [])]
 
 
-def house_callbacks(**settings: dict) -> list[Callback]:
+def house_callbacks(progress_bar: bool = True, **settings: dict) -> list[Callback]:
     """All of them, with settings by name: `house_callbacks(checkpoint={"every_n_rounds": 5})`.
 
     Args:
+        progress_bar: with the progress bar; without it also give the Trainer `enable_progress_bar=False`.
         settings: keyword arguments of `guards`, `samples` and `checkpoint`.
     """
-    return [kind(**settings.get(name, {})) for name, kind in TUNABLE.items()] + fixed_callbacks()
+    return [kind(**settings.get(name, {})) for name, kind in TUNABLE.items()] + fixed_callbacks(progress_bar)

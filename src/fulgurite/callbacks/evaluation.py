@@ -9,15 +9,16 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from ..types import EvaluationBatch
 from .timing import PhaseTimer
 
 
 class EvaluationLog(Callback):
-    """After each validation writes two files into the run folder.
+    """Writes into the run folder what validation measures, and what `predict` samples.
 
     `evaluation.jsonl`: a row per round with the counters and, for each benchmark, accuracy and 95% interval; a round evaluated
     again replaces its row. `summary.json`: `before` and `after` (first and last row: {benchmark: accuracy}), `interval_95`,
-    `prompts`, `seconds` by phase, `sampled_tokens`, `trained_tokens`, `updates`, `rounds`, `seed`.
+    `prompts`, `seconds` by phase, `sampled_tokens`, `trained_tokens`, `updates`, `rounds`, `seed`. `predictions.jsonl` (rank r > 0: `predictions.rank1.jsonl`): a row per completion of `predict`.
     """
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -38,6 +39,28 @@ class EvaluationLog(Callback):
         rows = [old for old in read_rows(run / "evaluation.jsonl") if old["rounds"] < rounds] + [row]
         _write(run / "evaluation.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
         self._summarise(trainer, run, rows)
+
+    def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        _predictions(trainer).unlink(missing_ok=True)
+
+    def on_predict_batch_end(
+        self, trainer, module, outputs: EvaluationBatch, batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        size = len(outputs.completions) // max(1, len(outputs.prompts))
+        owners = [prompt for prompt in outputs.prompts for _ in range(size)]
+        with _predictions(trainer).open("a") as file:
+            for prompt, completion, verdict in zip(owners, outputs.completions, outputs.verdicts, strict=True):
+                row = {
+                    "benchmark": outputs.benchmark,
+                    "prompt_id": prompt.id,
+                    "prompt": prompt.text,
+                    "answer": prompt.answer,
+                    "text": completion.text,
+                    "finish_reason": completion.finish_reason,
+                    "outcome": verdict.outcome,
+                    "reward": verdict.reward,
+                }
+                file.write(json.dumps(row) + "\n")
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         rows = read_rows(Path(trainer.default_root_dir) / "evaluation.jsonl")
@@ -66,6 +89,11 @@ def _point(row: dict) -> dict:
         "interval_95": {name: [score["low"], score["high"]] for name, score in scores.items()},
         "prompts": {name: int(score["prompts"]) for name, score in scores.items()},
     }
+
+
+def _predictions(trainer: L.Trainer) -> Path:
+    rank = f".rank{trainer.global_rank}" if trainer.global_rank else ""
+    return Path(trainer.default_root_dir) / f"predictions{rank}.jsonl"
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -49,11 +49,8 @@ class Guards(Callback):
             if not low <= value <= high:
                 raise ConfigError(f"guards.{name} is {value}; expected a number from {low} to {high}")
         self.max_truncated, self.max_all_equal, self.patience_rounds = max_truncated, max_all_equal, patience_rounds
-        self.max_skipped_updates, self.min_moved, self.max_empty_rounds = (
-            max_skipped_updates,
-            min_moved,
-            max_empty_rounds,
-        )
+        self.max_skipped_updates, self.max_empty_rounds = max_skipped_updates, max_empty_rounds
+        self.min_moved = min_moved
         self.streaks = {"truncation": 0, "all_equal_groups": 0, "non_finite": 0, "weights_move": 0, "empty_rounds": 0}
         self._filled = 0
         self._watched: list[WatchedSlice] = []
@@ -67,15 +64,11 @@ class Guards(Callback):
             equal, groups, self.max_all_equal, streaks["all_equal_groups"], patience
         )
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
         if self.min_moved:
             self._watched += watch(optimizer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         update, moved = module.last_update, count_moved(self._watched)
         self._watched = []
         device = trainer.strategy.root_device

@@ -54,9 +54,7 @@ class SampleLogger(Callback):
                     for name, values in histograms(sampled).items():
                         logger.experiment.add_histogram(f"histograms/{name}", values, step)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not (self.jsonl and trainer.is_global_zero):
             return
         path = rounds_folder(trainer) / f"{trainer.current_epoch:06d}.updates.jsonl"

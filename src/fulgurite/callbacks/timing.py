@@ -66,7 +66,8 @@ class PhaseTimer(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._clock = None
-        self._totals, self._round_start = state_dict["totals"], state_dict["round_start"]
+        self._totals = {kind: dict(seconds) for kind, seconds in state_dict["totals"].items()}
+        self._round_start = state_dict["round_start"]
 
     def _reading(self, module: LightningModule) -> Totals:
         tokens = {"sampled": float(module.sampled_tokens), "trained": float(module.trained_tokens)}

@@ -76,9 +76,7 @@ class RolloutDataModule(TaskDataModule):
                 "set completions_per_prompt to 2 or more, or advantage to null with a callback that sets the credit"
             )
         if sampling.n not in (1, completions_per_prompt):
-            raise ConfigError(
-                f"sampling.n is {sampling.n}; leave it out: completions_per_prompt is {completions_per_prompt}"
-            )
+            raise ConfigError(f"sampling.n is {sampling.n}; leave it out: completions_per_prompt is {completions_per_prompt}")
         if fill_to is not None and (zero_variance == "keep" or fill_to % completions_per_prompt):
             raise ConfigError(
                 f"fill_to is {fill_to} with zero_variance {zero_variance} and completions_per_prompt {completions_per_prompt}; "
@@ -114,9 +112,7 @@ class RolloutDataModule(TaskDataModule):
         self.credits = [t for t in self.transforms if t.stage != "select"]
         self.selects = [t for t in self.transforms if t.stage == "select"]
         if self.fill_to is not None and any(t.columns for t in self.credits):
-            raise ConfigError(
-                "fill_to needs the credit while sampling, but a callback's credit reads columns scored later"
-            )
+            raise ConfigError("fill_to needs the credit while sampling, but a callback's credit reads columns scored later")
         self.prompts_of(self.train_split)
 
     def minibatches(self) -> Iterator[Minibatch]:
@@ -149,14 +145,12 @@ class RolloutDataModule(TaskDataModule):
         return sampled, module.add_columns(kept, module.loss_columns(self.updates_per_round))
 
     def _sample_round(self, epoch: int) -> Round:
-        samples, wanted = Samples(), self._groups_wanted()
+        samples, wanted, live = Samples(), self._groups_wanted(), 0
         for attempt in range(1 + (self.max_fill_rounds if wanted is not None else 0)):
             missing = None if attempt == 0 else wanted - live
             prompts, steps = self._draw(epoch, attempt, missing)
             seed = address(self.seed, "train", epoch, attempt)
-            completions, verdicts = self.sample(
-                prompts, replace(self.sampling, n=self.completions_per_prompt, seed=seed)
-            )
+            completions, verdicts = self.sample(prompts, replace(self.sampling, n=self.completions_per_prompt, seed=seed))
             samples.prompts += prompts
             samples.steps += steps
             samples.completions += completions
@@ -234,7 +228,7 @@ class RolloutDataModule(TaskDataModule):
             return
         if len(ranks) != self.trainer.world_size:
             raise ConfigError(
-                f"the checkpoint was saved inside a round by {len(ranks)} processes, and this run has {self.trainer.world_size}; "
+                f"the checkpoint was saved inside a round by {len(ranks)} processes; this run has {self.trainer.world_size}: "
                 "resume with as many, or from a checkpoint of a round's end"
             )
         self.held, self.start = Round.from_state(ranks[self.trainer.global_rank]), state["start"]

@@ -117,9 +117,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
         with clock("sample"), torch.no_grad(), self.trainer.precision_plugin.forward_context():
             completions = self.engine.generate(prompts, spec)
         if len(completions) != len(prompts) * spec.n:
-            raise RuntimeError(
-                f"the engine returned {len(completions)} completions; expected {len(prompts)} x {spec.n}"
-            )
+            raise RuntimeError(f"the engine returned {len(completions)} completions; expected {len(prompts)} x {spec.n}")
         with clock("judge"):
             owners = [prompt for prompt in prompts for _ in range(spec.n)]
             verdicts = [self.task.judge(*pair) for pair in zip(owners, completions, strict=True)]

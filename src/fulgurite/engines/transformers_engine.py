@@ -50,9 +50,7 @@ class TransformersEngine(Engine):
             missing = dict(self.model.named_full_weights())
             for name, weight in weights:
                 if name not in missing:
-                    raise ValueError(
-                        f"weight {name!r} was streamed twice or is unknown; expected each of the model once"
-                    )
+                    raise ValueError(f"weight {name!r} was streamed twice or is unknown; expected each of the model once")
                 missing.pop(name).copy_(weight)
             if missing:
                 raise ValueError(f"weights {sorted(missing)} were not streamed; expected each of the model once")
@@ -116,9 +114,7 @@ class TransformersEngine(Engine):
             mask = None if mask is None else torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
             logits = self._forward(token[:, None], cache, mask)
         if not logprobs.isfinite().all():
-            raise RuntimeError(
-                "sampled log-probabilities are not finite; expected numbers: look for NaN in the weights"
-            )
+            raise RuntimeError("sampled log-probabilities are not finite; expected numbers: look for NaN in the weights")
         return self._completions(tokens, logprobs, lengths, finished, spec.stop)
 
     def _prefill(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Cache, Tensor | None]:
@@ -157,9 +153,7 @@ class TransformersEngine(Engine):
         logprobs = [row[:length] for row, length in zip(logprobs, lengths, strict=True)]
         texts = [_cut(text, stop) for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         reasons = ["stop" if end else "length" for end in finished.tolist()]
-        return [
-            Completion(tuple(t), tuple(p), r, x) for t, p, r, x in zip(tokens, logprobs, reasons, texts, strict=True)
-        ]
+        return [Completion(tuple(t), tuple(p), r, x) for t, p, r, x in zip(tokens, logprobs, reasons, texts, strict=True)]
 
 
 def draw_tokens(logits: Tensor, uniforms: Tensor, spec: SamplingSpec) -> tuple[Tensor, Tensor]:

@@ -63,9 +63,7 @@ def denominator(keep: Tensor, mode: Aggregation, const_len: int | None = None) -
     if mode != "seq_mean_token_sum_const":
         return torch.tensor(len(keep), device=keep.device)
     if const_len is None or const_len < 1:
-        raise ConfigError(
-            f"const_len is {const_len}; {mode} expects at least 1: set it to the longest completion in tokens"
-        )
+        raise ConfigError(f"const_len is {const_len}; {mode} expects at least 1: set it to the longest completion in tokens")
     return torch.tensor(len(keep) * const_len, device=keep.device)
 
 

@@ -50,9 +50,7 @@ def rows_that_matter(rows: Minibatch, components: Mapping[str, Component]) -> Te
     return torch.stack([rows.coefficients[stream] != 0 for stream in streams]).any(0)
 
 
-def compose(
-    sums: Mapping[str, Tensor], components: Mapping[str, Component], denominators: Mapping[str, float]
-) -> Tensor:
+def compose(sums: Mapping[str, Tensor], components: Mapping[str, Component], denominators: Mapping[str, float]) -> Tensor:
     """The scalar loss of a micro-batch; a component whose denominator is 0 adds 0."""
     parts = [
         component.weight / denominators[name] * sums[name] if denominators[name] else 0.0 * sums[name]

@@ -65,7 +65,7 @@ def policy_loss(
     Raises:
         ConfigError: a setting that cannot work.
     """
-    _check(eps_low, eps_high, dual_clip, surrogate)
+    check_settings(eps_low, eps_high, dual_clip, surrogate)
     advantage = per_token(advantages, keep)
     ratio = log_ratio(logp, old, keep, ratio_level).exp()
     clipped = ratio.clamp(1 - eps_low, 1 + eps_high)
@@ -90,7 +90,12 @@ def policy_loss(
     return weighted_sum(-gain, keep, aggregation, weight), metrics
 
 
-def _check(eps_low: float, eps_high: float, dual_clip: float | None, surrogate: str) -> None:
+def check_settings(eps_low: float, eps_high: float, dual_clip: float | None, surrogate: str) -> None:
+    """Refuses settings of `policy_loss` that cannot work.
+
+    Raises:
+        ConfigError: with what was given and what is expected.
+    """
     if surrogate not in get_args(Surrogate):
         raise ConfigError(f"the surrogate is {surrogate!r}; expected one of {', '.join(get_args(Surrogate))}")
     if not (eps_low >= 0 and eps_high >= 0):

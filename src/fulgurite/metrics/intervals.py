@@ -8,7 +8,8 @@ import math
 def wilson_interval(share: float, count: float, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval, 95% by default, for a share among `count` independent prompts.
 
-    With several samples of a prompt `count` stays the number of prompts: then the interval is wider than need be, never narrower.
+    With several samples of a prompt `count` stays the number of prompts: the interval is then wider than need be, never
+    narrower.
     """
     if not count:
         return 0.0, 1.0

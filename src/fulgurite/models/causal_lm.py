@@ -133,7 +133,8 @@ class CausalLM(nn.Module):
         for name, weight in self.hf.state_dict(keep_vars=True).items():
             if id(weight) not in seen:
                 seen.add(id(weight))
-                yield name, weight.full_tensor() if self.is_sharded else weight.detach()
+                weight = weight.detach()
+                yield name, weight.full_tensor() if self.is_sharded else weight
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Shards the parameters over a one-dimensional mesh (FSDP2): each decoder layer, then the rest."""
@@ -152,6 +153,7 @@ class CausalLM(nn.Module):
 
         with torch.device(self._head.device), no_init_weights():
             hf = type(self.hf)._from_config(self.hf.config, dtype=self._head.dtype)
+        hf.tie_weights()
         hf.generation_config = self.hf.generation_config
         return CausalLM(hf)
 

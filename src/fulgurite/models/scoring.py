@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_BYTES = 64 << 20
+LOGITS_BYTES = 48 << 20
 """Size of the logits of one chunk; the scorer holds one such block at a time."""
 
 Compare = Callable[[Tensor, slice], Tensor]
@@ -125,7 +125,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _logit_chunks(hidden: Tensor, head: Tensor, temperature: float) -> Iterator[tuple[slice, Tensor]]:
-    """(rows, logits (k, V), at least float32) of each chunk, to be changed in place and forgotten: the memory is reused."""
+    """(rows, logits (k, V), at least float32) of each chunk, to be changed in place; the memory is used again."""
     block = None
     for rows in _chunks(hidden, head):
         block = hidden.new_empty(rows.stop, len(head)) if block is None else block[: rows.stop - rows.start]

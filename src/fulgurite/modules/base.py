@@ -53,9 +53,7 @@ class RoundModule(L.LightningModule, ABC):
     ) -> None:
         super().__init__()
         if tokens_per_microbatch < 1:
-            raise ConfigError(
-                f"tokens_per_microbatch is {tokens_per_microbatch}; expected at least 1, for example 16384"
-            )
+            raise ConfigError(f"tokens_per_microbatch is {tokens_per_microbatch}; expected at least 1, for example 16384")
         self.automatic_optimization = False
         self.sources = {**trained, **frozen}
         self.trained_names, self.optimizer_specs = tuple(trained), dict(optimizers)
@@ -158,8 +156,7 @@ class RoundModule(L.LightningModule, ABC):
         *denominators, tokens = sum_over_ranks(
             self.trainer,
             torch.stack(
-                [c.denominator(minibatch).double().cpu() for c in components.values()]
-                + [kept.keep().sum().double().cpu()]
+                [c.denominator(minibatch).double().cpu() for c in components.values()] + [kept.keep().sum().double().cpu()]
             ),
         ).tolist()
         rows = replace(kept, denominators=dict(zip(components, denominators, strict=True)))
@@ -206,9 +203,7 @@ class RoundModule(L.LightningModule, ABC):
                 sums[name] += torch.stack([value.detach().double().cpu(), count.double().cpu()])
         names = sorted(sums)
         reduced = sum_over_ranks(self.trainer, torch.stack([total, *(x for n in names for x in sums[n])])).cpu()
-        metrics = {
-            name: float(s / c) if c else 0.0 for name, (s, c) in zip(names, reduced[1:].view(-1, 2), strict=True)
-        }
+        metrics = {name: float(s / c) if c else 0.0 for name, (s, c) in zip(names, reduced[1:].view(-1, 2), strict=True)}
         return reduced[0], metrics
 
     def _gradient_sync(self, last: bool):
@@ -238,6 +233,15 @@ class RoundModule(L.LightningModule, ABC):
         if len(batch):
             mean.update(batch.correct.mean(1))
             prompts.update(len(batch))
+
+    def test_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self.on_validation_epoch_end()
+
+    def predict_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> EvaluationBatch:
+        return batch
 
     def _benchmark(self, name: str) -> torch.nn.ModuleList:
         if name not in self.benchmark_metrics:

@@ -1,16 +1,18 @@
 """GRPO: group relative policy optimisation (arXiv 2402.03300).
 
-For a group of G completions of one prompt with rewards r_i the credit is A_i = (r_i - mean r) / (std r + eps), and the loss is
+For a group of G completions of one prompt with rewards r_i the credit is A_i = (r_i - mean r) / (std r + eps), and the
+loss is
 
-    L = mean over rows of mean over tokens of -min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A)  +  kl_beta * KL(policy || reference)
+    L = mean over rows of mean over tokens of -min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A) + kl_beta KL
 
-with rho = exp(log p - log p_old), the old log-probabilities being those at the start of the round. With one update a round
-rho is exactly 1 and no pass for the old log-probabilities is made.
+with KL the divergence of the policy from a reference and rho = exp(log p - log p_old), the old log-probabilities being those
+at the start of the round. With one update a round rho is exactly 1 and no pass for the old log-probabilities is made.
 
 Differs from the paper:
 - no KL term unless `kl_beta` is above 0; the paper uses 0.04 with the k3 estimator.
 - rows whose coefficient is exactly 0 are not computed when there is no KL term; they still count in the denominators.
-- an update in which no row has a coefficient is not taken (momentum alone moves no weight); it is counted as an empty minibatch.
+- an update in which no row has a coefficient is not taken (momentum alone moves no weight); it counts as an empty
+  minibatch.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch import Tensor
 from ..losses.aggregate import Aggregation, weighted_sum
 from ..losses.compose import Component
 from ..losses.kl import Estimator, reverse_kl, token_kl
-from ..losses.policy import policy_loss
+from ..losses.policy import Surrogate, check_settings, policy_loss
 from ..losses.ratio import RatioLevel
 from ..models.causal_lm import TinyModel
 from ..types import ConfigError, Minibatch, Segment
@@ -64,19 +66,18 @@ class GRPO(RoundModule):
         eps_high: float = 0.2,
         dual_clip: float | None = None,
         ratio_level: RatioLevel = "token",
-        surrogate: Literal["clip", "cispo"] = "clip",
+        surrogate: Surrogate = "clip",
         aggregation: Aggregation = "seq_mean_token_mean",
         const_len: int | None = None,
         kl_beta: float = 0.0,
         kl_estimator: Literal[Estimator, "exact"] = "k3",
         tokens_per_microbatch: int = 16384,
     ) -> None:
+        check_settings(eps_low, eps_high, dual_clip, surrogate)
         if kl_beta < 0:
             raise ConfigError(f"kl_beta is {kl_beta}; expected 0 (no KL term) or more")
         if reference is not None and not kl_beta:
-            raise ConfigError(
-                "reference is given but kl_beta is 0, so nothing reads it; set kl_beta, or leave reference out"
-            )
+            raise ConfigError("reference is given but kl_beta is 0, so nothing reads it; set kl_beta, or leave reference out")
         if (aggregation == "seq_mean_token_sum_const") != (const_len is not None):
             raise ConfigError(
                 f"aggregation is {aggregation} and const_len is {const_len}; "
@@ -124,11 +125,7 @@ class GRPO(RoundModule):
             gap = torch.where(keep, (old - rows.columns["engine"]).abs(), 0.0)
             measured["mismatch/logprob_gap_nats"] = (gap.sum(), count)
         if self.kl_beta:
-            kl = (
-                scores.compared
-                if exact
-                else token_kl(scores.logprobs, rows.columns["reference"], self.kl_estimator, keep)
-            )
+            kl = scores.compared if exact else token_kl(scores.logprobs, rows.columns["reference"], self.kl_estimator, keep)
             sums["kl"] = weighted_sum(kl, keep, self.aggregation)
             measured["loss/kl"] = (torch.where(keep, kl, 0.0).sum(), count)
         return sums, measured

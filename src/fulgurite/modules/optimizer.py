@@ -43,7 +43,7 @@ class OptimizerSpec:
 def build_optimizer(
     models: Mapping[str, nn.Module], specs: Mapping[str, OptimizerSpec], total_updates: float
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW over all models, its state ready for every parameter (FSDP2 cannot resume a partly filled state), and its schedule."""
+    """AdamW over all models and its schedule; the state is ready for every parameter, for FSDP2 cannot resume half of one."""
     groups = [
         {
             "name": name,

@@ -51,9 +51,7 @@ class MarkedAnswer(Task):
 
     def _prompt(self, split: str, number: int, row: dict[str, str]) -> Prompt:
         text = self.template.replace("{marker}", self.marker).replace("{question}", row["question"])
-        messages = [{"role": "system", "content": self.system}] * bool(self.system) + [
-            {"role": "user", "content": text}
-        ]
+        messages = [{"role": "system", "content": self.system}] * bool(self.system) + [{"role": "user", "content": text}]
         return Prompt(
             id=f"{split}/{number}",
             text=text,

@@ -26,9 +26,7 @@ class JsonlSource:
 
     def __post_init__(self) -> None:
         if not Path(self.path).is_file():
-            raise ConfigError(
-                f"no file at {self.path} (seen from {Path.cwd()}); set `path` to a .jsonl or .jsonl.gz file"
-            )
+            raise ConfigError(f"no file at {self.path} (seen from {Path.cwd()}); set `path` to a .jsonl or .jsonl.gz file")
 
     def rows(self, wanted: tuple[str, ...]) -> list[dict[str, str]]:
         """Every row with the wanted columns, as text.

@@ -1,0 +1,39 @@
+"""A run killed at any point and resumed is the uninterrupted run: same rounds, losses, rates, weights, validations and files,
+and the hooks after the resume are the exact rest of the uninterrupted run's after the same save."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+SCRIPT = Path(__file__).with_name("killable.py")
+CASES = ["1x1 save every update", "4x1 save every update", "2x2 save every third update", "4x1 save at round ends only",
+         "1x1 save after sampling", "4x1 save after sampling", "2x1 three empty rounds", "4x1 estimate", "Ctrl-C while sampling",
+         "two ranks, one file", "two ranks, shards"]  # fmt: skip
+
+
+def verdicts_of(case: str, folder: Path) -> list[dict]:
+    ran = subprocess.run([sys.executable, str(SCRIPT), case, str(folder)], capture_output=True, text=True, timeout=280)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_run_resumes_to_the_same_bytes(case, tmp_path):
+    verdicts = verdicts_of(case, tmp_path)
+    assert len(verdicts) > 1
+    assert [v for v in verdicts if v["wrong"]] == []
+    ledger = (tmp_path / "reference" / "ledger.0").read_text().splitlines()
+    rows = [json.loads(line) for line in ledger]
+    if "empty" in case:
+        assert [row[1] for row in rows] == [0, 0, 0, 0, 0, 0, 1, 2, 3, 4]  # steps taken: none in three rounds, then two a round
+    else:
+        assert len({row[-1] for row in rows}) == len(rows) - ("ESTIMATE" in case) - 1  # weights move (the last rate is 0)
+    if case == "4x1 estimate":
+        assert (tmp_path / "reference" / "estimate.0").read_text().split() == ["12"]
+        events = (tmp_path / "reference" / "events.0").read_text().split()
+        assert events.index("train_dataloader") < events.index("on_train_start") < events.index("sampling:0")
+        assert events.count("sampling:0") == 1

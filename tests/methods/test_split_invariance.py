@@ -1,0 +1,143 @@
+"""Micro-batches, padding and rows without credit cost memory and time and never change a gradient.
+
+Ragged rows: prompts of 1 and 200 tokens, the end-of-sequence token first, last and absent. The models are float64, so that a
+difference is a mistake and not the order of a sum.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from tabular import assert_same, fit, whole_logprobs
+from torch.nn.utils.rnn import pad_sequence
+
+from fulgurite.losses.aggregate import weighted_sum
+from fulgurite.losses.kl import reverse_kl, token_kl
+from fulgurite.losses.policy import policy_loss
+from fulgurite.models.causal_lm import CausalLM, TinyModel
+from fulgurite.modules import base
+from fulgurite.modules.grpo import GRPO
+from fulgurite.modules.optimizer import OptimizerSpec
+from fulgurite.modules.supervised import SupervisedFineTuning
+from fulgurite.types import Minibatch, Segment
+from tiny import TINY
+
+STILL = OptimizerSpec(learning_rate=0.0, max_grad_norm=0.0)
+EOS = 1
+COMPLETIONS = [[EOS], [5, 6, EOS], [4, 8, 9, 3], [7, EOS], [EOS], [9, 9, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], [13, 14]]
+PROMPTS = [1, 200, 7, 1, 200, 3, 200]
+CREDIT = torch.tensor([1.5, -0.5, 0.7, 0.0, -1.1, 0.4, 0.0], dtype=torch.float64)
+TEMPERATURE, BETA, CONST_LEN = 0.7, 0.3, 12
+KEPT = [len(completion) for completion in COMPLETIONS]
+DENOMINATORS = {
+    "seq_mean_token_mean": len(KEPT),
+    "token_mean": sum(KEPT),
+    "seq_mean_token_sum_const": len(KEPT) * CONST_LEN,
+    "seq_mean_token_sum": len(KEPT),
+}
+BUDGETS = {"one row each": 1, "some": 450, "all": 10_000}
+
+
+@pytest.fixture(autouse=True)
+def in_float64(monkeypatch):
+    monkeypatch.setattr(CausalLM, "load", partial(CausalLM.load, dtype=torch.float64))
+
+
+def ragged_rows(kind: Segment = Segment.SAMPLED) -> Minibatch:
+    draw = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, 16, (length,), generator=draw).tolist() for length in PROMPTS]
+    pairs = list(zip(prompts, COMPLETIONS, strict=True))
+    tokens = pad_sequence([torch.tensor(p + c) for p, c in pairs], batch_first=True)
+    kinds = [[Segment.PROMPT] * len(p) + [kind] * len(c) for p, c in pairs]
+    near_uniform = -math.log(64)  # what the policy gives each token, about; so the clip acts on some ratios only
+    old, reference = (near_uniform + torch.randn(tokens.shape, generator=draw, dtype=torch.float64) / 4 for _ in range(2))
+    return Minibatch(
+        tokens=tokens,
+        segments=pad_sequence([torch.tensor(row, dtype=torch.uint8) for row in kinds], batch_first=True),
+        coefficients={"policy": CREDIT},
+        columns={"old": old, "reference": reference},
+        temperature=TEMPERATURE,
+    )
+
+
+def grpo(aggregation: str, kl_estimator: str | None, tokens_per_microbatch: int) -> GRPO:
+    kl = {"kl_beta": BETA, "kl_estimator": kl_estimator, "reference": TinyModel(**{**vars(TINY), "seed": 1})}
+    return GRPO(
+        policy=TINY, optimizer=STILL, aggregation=aggregation, tokens_per_microbatch=tokens_per_microbatch,
+        const_len=CONST_LEN if aggregation.endswith("const") else None, **(kl if kl_estimator else {}),
+    )  # fmt: skip
+
+
+def gradient_of(module, rows: Minibatch) -> dict[str, torch.Tensor]:
+    (gradient,) = fit(module, [rows]).gradients
+    return gradient
+
+
+def by_hand(module: GRPO, rows: Minibatch) -> dict[str, torch.Tensor]:
+    """The gradient from all logits of all rows at once."""
+    policy, keep, mode = module.trained["policy"], rows.segments == int(Segment.SAMPLED), module.aggregation
+    logp = whole_logprobs(policy.hf, rows.tokens, TEMPERATURE)
+    bounds = dict(eps_low=module.eps_low, eps_high=module.eps_high, aggregation=mode)
+    loss, _ = policy_loss(logp, rows.columns["old"], keep, CREDIT, **bounds)
+    if module.kl_estimator == "exact":
+        logits = (model.hf(rows.tokens[:, :-1]).logits / TEMPERATURE for model in (policy, module.frozen["reference"]))
+        kl = torch.nn.functional.pad(reverse_kl(*logits), (1, 0))
+        loss = loss + BETA * weighted_sum(kl, keep, mode)
+    elif module.kl_beta:
+        loss = loss + BETA * weighted_sum(token_kl(logp, rows.columns["reference"], module.kl_estimator, keep), keep, mode)
+    gradients = torch.autograd.grad(loss / DENOMINATORS[mode], list(module.trained.parameters()))
+    return dict(zip(dict(module.trained.named_parameters()), gradients, strict=True))
+
+
+@pytest.mark.parametrize("kl_estimator", [None, "k3", "exact"])
+@pytest.mark.parametrize("aggregation", DENOMINATORS)
+def test_grpo_has_the_same_gradient_in_any_micro_batches(aggregation, kl_estimator):
+    rows = ragged_rows()
+    for budget in BUDGETS.values():
+        module = grpo(aggregation, kl_estimator, budget)
+        assert_same(gradient_of(module, rows), by_hand(module, rows))
+
+
+@pytest.mark.parametrize("aggregation", set(DENOMINATORS) - {"seq_mean_token_sum_const"})
+def test_supervised_fine_tuning_has_the_same_gradient_in_any_micro_batches(aggregation):
+    rows = ragged_rows(Segment.GOLD)
+    for budget in BUDGETS.values():
+        module = SupervisedFineTuning(TINY, STILL, aggregation, budget)
+        got = gradient_of(module, replace(rows, coefficients={}, columns={}))
+        nll = -whole_logprobs(module.trained["policy"].hf, rows.tokens)
+        loss = weighted_sum(nll, rows.segments == int(Segment.GOLD), aggregation) / DENOMINATORS[aggregation]
+        want = torch.autograd.grad(loss, list(module.trained.parameters()))
+        assert_same(got, dict(zip(got, want, strict=True)))
+
+
+@pytest.mark.parametrize("kl_estimator", [None, "k3", "exact"])
+def test_padding_changes_nothing(kl_estimator):
+    """Whatever the padding holds: other tokens, and columns that are not numbers."""
+    rows = ragged_rows()
+    tokens, segments = (torch.nn.functional.pad(t, (0, 37)) for t in (rows.tokens, rows.segments))
+    padding = segments == int(Segment.PAD)
+    columns = {k: torch.nn.functional.pad(v, (0, 37)).masked_fill(padding, torch.nan) for k, v in rows.columns.items()}
+    padded = replace(rows, tokens=tokens.masked_fill(padding, 9), segments=segments, columns=columns)
+    want, got = (gradient_of(grpo("token_mean", kl_estimator, 450), r) for r in (rows, padded))
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+@pytest.mark.parametrize("aggregation", DENOMINATORS)
+def test_skipping_rows_without_credit_changes_no_bit(aggregation, monkeypatch):
+    forwards, score = [], CausalLM.score
+
+    def counted(self, tokens, *rest):
+        forwards.append(len(tokens))
+        return score(self, tokens, *rest)
+
+    monkeypatch.setattr(CausalLM, "score", counted)
+    skipped = gradient_of(grpo(aggregation, None, 1), ragged_rows())
+    assert sum(forwards) == 5
+    monkeypatch.setattr(base, "rows_that_matter", lambda rows, components: torch.ones(len(rows), dtype=torch.bool))
+    computed = gradient_of(grpo(aggregation, None, 1), ragged_rows())
+    assert sum(forwards) == 5 + 7
+    assert all(torch.equal(skipped[name], computed[name]) for name in computed)

@@ -1,0 +1,199 @@
+"""The command line: what it refuses, what it writes, and how it resumes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import fulgurite.trainer_cli  # noqa: F401 - here, so that its loggers do not bind to the stream of one test
+from fulgurite import cli
+
+ROOT = Path(__file__).parents[1]
+TINY_RUN = """
+run_dir: RUN
+seed_everything: 3
+model:
+  class_path: GRPO
+  init_args:
+    policy: {hidden_size: 16, intermediate_size: 32, layers: 1, heads: 2, kv_heads: 2, alphabet: "0123456789+=#"}
+    optimizer: {learning_rate: 0.01}
+data:
+  class_path: RolloutDataModule
+  init_args:
+    task: {class_path: tiny.EvenDigits, init_args: {digits: 1}}
+    prompts_per_step: 3
+    completions_per_prompt: 2
+    sampling: {max_new_tokens: 4}
+    benchmarks: {sampled: {split: held_out, limit: 4, sampling: {max_new_tokens: 4}}}
+trainer: {accelerator: cpu, devices: 1, max_epochs: 2, enable_progress_bar: false, enable_model_summary: false}
+checkpoint: {every_n_rounds: 1}
+"""
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(TINY_RUN.replace("RUN", str(tmp_path / "run")))
+    return path
+
+
+def refused(capsys, *argv: str) -> str:
+    """The one sentence on stderr with which a command is refused."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(argv))
+    assert stop.value.code == 2
+    text = capsys.readouterr().err
+    sentences = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(sentences) == 1 and "Traceback" not in text
+    return text[text.index("error: ") :]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model.init_args.polici", "x"], "Option 'polici' is not accepted"),
+        (["--data.init_args.prompts_per_step", "many"], "Expected a <class 'int'>. Got value: many"),
+        (["--data.init_args.prompts_per_step", "0"], "prompts_per_step is 0; expected at least 1"),
+        (["--data.init_args.completions_per_prompt", "1"], "group of one has no advantage"),
+        (["--data.init_args.advantage.baseline", "leave_one_out"], "set advantage.scale to none"),
+        (["--data.init_args.sampling.temperature", "-1"], "sampling.temperature is -1.0; expected 0"),
+        (["--model.init_args.optimizer.learning_rate", "-1"], "learning_rate -1.0"),
+        (["--model.init_args.eps_low", "-1"], "eps_low is -1.0"),
+        (["--model.init_args.tokens_per_microbatch", "0"], "tokens_per_microbatch is 0"),
+        (["--model.init_args.aggregation", "seq_mean_token_sum_const"], "const_len is None"),
+        (["--model.init_args.policy", "runs/none/policy"], "no model at runs/none/policy"),
+        (["--model.class_path", "GRPPO"], "no class 'GRPPO'; did you mean GRPO?"),
+        (["--trainer.strategy", "fsdp"], "use fsdp2"),
+        (["--config", "none.yaml"], "File does not exist"),
+        (["--ckpt_path", "last"], "finds no checkpoint"),
+        (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
+        (["--checkpoint.keep", "1"], "checkpoint.keep is 1; expected at least 2"),
+        (["--guards.max_truncated", "2"], "guards.max_truncated is 2"),
+        (["--trainer.callbacks+", "test_data.Stage", "--trainer.callbacks.name", "a", "--trainer.callbacks.stage", "advantage",
+          "--trainer.callbacks.streams", "[policy]"], "has two owners: data.advantage and Stage"),
+    ],
+)  # fmt: skip
+def test_a_bad_config_is_refused_in_one_sentence_before_a_model_loads(options, words, config, capsys, monkeypatch):
+    from fulgurite.models.causal_lm import CausalLM
+
+    def loads(*_):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(CausalLM, "load", loads)
+    assert words in refused(capsys, "fit", "--config", str(config), *options)
+
+
+def test_an_unknown_verb_is_refused_and_help_is_short(capsys):
+    assert "no verb 'train'; expected one of fit" in refused(capsys, "train")
+    cli.main(["--help"])
+    assert "fulgurite fit --config" in capsys.readouterr().out
+    cli.main(["--version"])
+    assert capsys.readouterr().out.strip() == "0.1.0"
+
+
+def test_a_missing_warm_start_names_the_command_that_makes_it(capsys, tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    text = refused(capsys, "fit", "--config", "configs/quickstart/grpo.yaml")
+    assert text.strip() == (
+        "error: no model at runs/quickstart/sft/policy; make it with: fulgurite fit --config configs/quickstart/sft.yaml"
+    )
+
+
+def test_a_refusal_takes_less_than_ten_seconds_of_one_core(config):
+    begin = os.times()
+    command = [sys.executable, "-m", "fulgurite", "fit", "--config", str(config), "--data.init_args.prompts_per_step", "0"]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT / "tests", env={**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    )
+    end = os.times()
+    assert ran.returncode == 2 and "prompts_per_step is 0" in ran.stderr, ran.stderr[-500:]
+    assert end.children_user + end.children_system - begin.children_user - begin.children_system < 10
+
+
+def test_a_run_leaves_config_environment_results_and_refuses_to_be_overwritten(config, tmp_path, capsys):
+    run = tmp_path / "run"
+    cli.main(["fit", "--config", str(config)])
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["data"]["init_args"]["prompts_per_step"] == 3 and saved["seed_everything"] == 3
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["packages"]["torch"].startswith("2.13") and set(environment["git"]) == {"commit", "changes"}
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["rounds"] == 2 and summary["seed"] == 3 and 0 <= summary["after"]["sampled"] <= 1
+    assert list(run.glob("events.out.tfevents.*")) and (run / "policy" / "model.safetensors").exists()
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == [
+        "round-000001-update-000.ckpt",
+        "round-000002-update-000.ckpt",
+    ]
+
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    assert "already holds a run; resume it with --ckpt_path last" in refused(capsys, "fit", "--config", str(config))
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+
+    cli.main(["fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_epochs", "3"])
+    assert yaml.safe_load((run / "config.resume-1.yaml").read_text())["trainer"]["max_epochs"] == 3
+    assert yaml.safe_load((run / "config.yaml").read_text()) == saved
+    rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    assert [row["rounds"] for row in rows] == [1, 2, 3]
+
+    cli.main(["validate", "--config", str(config), "--ckpt_path", "last"])
+    again = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    assert again == rows  # validating a checkpoint repeats the curve's last point
+    cli.main(["test", "--config", str(config), "--ckpt_path", "last"])
+    cli.main(["predict", "--config", str(config), "--ckpt_path", "last"])
+    predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert len(predictions) == 4 and set(predictions[0]) >= {"benchmark", "prompt_id", "prompt", "text", "outcome", "reward"}
+
+
+def test_printed_config_gives_itself_back(config, capsys, tmp_path):
+    def printed(*argv: str) -> str:
+        with pytest.raises(SystemExit):
+            cli.main(["fit", *argv, "--print_config"])
+        return capsys.readouterr().out
+
+    first = printed("--config", str(config), "--data.init_args.inner_epochs", "2")
+    (tmp_path / "full.yaml").write_text(first)
+    assert "inner_epochs: 2" in first and printed("--config", str(tmp_path / "full.yaml")) == first
+
+
+def test_overlays_append_callbacks_and_a_later_config_wins(config, capsys, tmp_path):
+    (tmp_path / "over.yaml").write_text(
+        "trainer:\n  callbacks+:\n  - {class_path: lightning.pytorch.callbacks.LearningRateMonitor}\n"
+        "data: {init_args: {prompts_per_step: 5}}\nguards: {patience_rounds: 4}\n"
+    )
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--config", str(config), "--config", str(tmp_path / "over.yaml"), "--print_config"])
+    merged = yaml.safe_load(capsys.readouterr().out)
+    assert merged["data"]["init_args"]["prompts_per_step"] == 5 and merged["data"]["init_args"]["completions_per_prompt"] == 2
+    assert [c["class_path"] for c in merged["trainer"]["callbacks"]] == ["lightning.pytorch.callbacks.LearningRateMonitor"]
+    assert merged["guards"]["patience_rounds"] == 4
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_runs_two_rounds_with_tiny_models(path, tmp_path):
+    options = ["--tiny", "true", "--run_dir", str(tmp_path / "run"), "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu",
+               "--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "1"]  # fmt: skip
+    cli.main(["fit", "--config", str(path), *options])
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["tiny"] is True and isinstance(saved["model"]["init_args"]["policy"], dict)
+    assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_is_short_and_opens_with_its_command(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 60
+    assert lines[0] == f"# fulgurite fit --config {path.relative_to(ROOT)}"
+
+
+def test_time_is_not_spent_on_help():
+    begin = time.process_time()
+    with pytest.raises(SystemExit):
+        cli.main(["nonsense"])
+    assert time.process_time() - begin < 0.1

@@ -1,0 +1,251 @@
+"""Prompts, their order, rounds of tensors, and the transforms of a round."""
+
+from dataclasses import replace
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from tiny import TINY, EvenDigits, tiny_data, tiny_grpo, tiny_trainer
+
+from fulgurite.credit.group import Advantage
+from fulgurite.data.assemble import Samples, assemble
+from fulgurite.data.prompts import PromptOrder, encode
+from fulgurite.data.transforms import RoundTransform, check_owners, find_transforms
+from fulgurite.models.causal_lm import load_tokenizer
+from fulgurite.seeding import address
+from fulgurite.types import Completion, ConfigError, Prompt, Round, SamplingSpec, Segment, Verdict
+
+
+def test_addresses_differ_by_every_part_and_repeat():
+    assert address(0, "train", 1) == address(0, "train", 1)
+    assert len({address(0, "train", 1), address(1, "train", 1), address(0, "train", 2), address(0, "order", 1)}) == 4
+    assert address("ab", "c") != address("a", "bc")
+    assert 0 <= address("x") < 2**63
+
+
+def test_each_pass_over_the_prompts_is_a_permutation_of_its_own():
+    order = PromptOrder(7, 0, "order")
+    passes = [[order[7 * turn + place] for place in range(7)] for turn in range(3)]
+    for turn, drawn in enumerate(passes):
+        assert sorted(index for index, _ in drawn) == list(range(7))
+        assert {t for _, t in drawn} == {turn}
+    assert passes[0] != [(index, 0) for index, _ in passes[1]]
+    assert [order[5], order[20], order[5]] == [passes[0][5], passes[2][6], passes[0][5]]
+
+
+def test_prompts_become_tokens_through_text_or_chat_template():
+    tokenizer = load_tokenizer(TINY)
+    plain, chat = encode([Prompt("a", text="1+2="), Prompt("b", messages=({"role": "user", "content": "3+4="},))], tokenizer)
+    assert tokenizer.decode(plain.token_ids) == "1+2="
+    assert tokenizer.decode(chat.token_ids) == "3+4="
+    with pytest.raises(ConfigError, match="'empty' has no tokens"):
+        encode([Prompt("empty", text="")], tokenizer)
+
+
+def two_prompts() -> Samples:
+    prompts = [Prompt("p", token_ids=(5,)), Prompt("q", token_ids=(6, 7, 8))]
+    completions = [Completion((1, 2), (-0.5, -1.0), "stop", ""), Completion((3,), (-2.0,), "length", "")] * 2
+    verdicts = [Verdict("correct", {"a": r}, r) for r in (1.0, 0.0, 2.0, 2.0)]
+    return Samples(prompts, [0, 1], completions, verdicts)
+
+
+def test_assembled_rows_are_right_padded_and_name_every_token():
+    held = assemble(two_prompts(), number=3, weight_version=9, temperature=0.7)
+    assert held.tokens.tolist() == [[5, 1, 2, 0, 0], [5, 3, 0, 0, 0], [6, 7, 8, 1, 2], [6, 7, 8, 3, 0]]
+    prompt, sampled = int(Segment.PROMPT), int(Segment.SAMPLED)
+    assert held.segments[0].tolist() == [prompt, sampled, sampled, 0, 0]
+    assert held.segments[3].tolist() == [prompt] * 3 + [sampled, 0]
+    assert held.columns["engine"].tolist()[0] == [0, -0.5, -1, 0, 0]
+    assert (held.group_index.tolist(), held.step.tolist()) == ([0, 0, 1, 1], [0, 0, 1, 1])
+    assert held.rewards.tolist() == [1, 0, 2, 2]
+    assert (held.number, held.weight_version, held.temperature) == (3, 9, 0.7)
+
+
+def test_a_round_without_rows_has_no_tokens():
+    held = assemble(Samples(), 0, 0, 1.0)
+    assert len(held) == 0 and held.tokens.shape == (0, 1)
+    assert len(held.minibatch(0)) == 0
+
+
+def test_minibatches_of_a_round_hold_the_rows_of_one_update_trimmed():
+    held = assemble(two_prompts(), 0, 0, 0.7).with_coefficients(policy=torch.tensor([1.0, -1.0, 0.0, 0.0]))
+    first = held.minibatch(0)
+    assert first.tokens.tolist() == [[5, 1, 2], [5, 3, 0]]
+    assert first.coefficients["policy"].tolist() == [1, -1]
+    assert first.columns["engine"].shape == (2, 3) and first.temperature == 0.7
+    assert first.keep().tolist() == [[False, True, True], [False, True, False]]
+    assert first.keep(Segment.PROMPT).sum() == 2
+
+
+def test_taking_rows_keeps_everything_aligned():
+    held = assemble(two_prompts(), 0, 0, 1.0).with_coefficients(policy=torch.arange(4.0))
+    taken = held.take(torch.tensor([False, True, False, True]))
+    assert taken.coefficients["policy"].tolist() == [1, 3]
+    assert [taken.completions[i].token_ids for i in (0, 1)] == [(3,), (3,)]
+    assert [taken.prompts[g].id for g in taken.group_index] == ["p", "q"]
+    assert taken.verdicts[1].reward == 2.0 and taken.rewards.tolist() == [0, 2]
+
+
+def test_a_round_survives_a_checkpoint_that_loads_weights_only(tmp_path):
+    held = assemble(two_prompts(), 2, 5, 1.0).with_coefficients(policy=torch.ones(4))
+    held = replace(held, prompts=(replace(held.prompts[0], metadata={"level": "1"}, messages=({"role": "user", "content": "x"},)),
+                                  held.prompts[1]))  # fmt: skip
+    torch.save(held.to_state(), tmp_path / "state")
+    again = Round.from_state(torch.load(tmp_path / "state", weights_only=True))
+    assert again.prompts == held.prompts and again.completions == held.completions and again.verdicts == held.verdicts
+    for name in ("tokens", "segments", "group_index", "step", "rewards"):
+        assert torch.equal(getattr(again, name), getattr(held, name))
+    assert torch.equal(again.columns["engine"], held.columns["engine"]) and (again.number, again.weight_version) == (2, 5)
+
+
+class Stage(Callback, RoundTransform):
+    def __init__(self, name, stage, streams=()):
+        self.name, self.stage, self.streams = name, stage, streams
+
+    def transform(self, held):
+        return held
+
+
+def test_transforms_run_by_stage_whatever_the_order_of_the_callbacks():
+    given = [Stage("s", "select"), Callback(), Stage("r1", "reweight"), Stage("a", "advantage"), Stage("r2", "reweight")]
+    assert [t.name for t in find_transforms(given)] == ["a", "r1", "r2", "s"]
+
+
+def test_a_stream_with_two_owners_is_refused():
+    check_owners([Stage("a", "advantage", ("small",)), Stage("r", "reweight", ("small",))], ["policy"])
+    with pytest.raises(ConfigError, match="'policy' has two owners: data.advantage and Stage"):
+        check_owners([Stage("a", "advantage", ("policy",))], ["policy"])
+    with pytest.raises(ConfigError, match="two owners: Stage and Stage"):
+        check_owners([Stage("a", "advantage", ("x",)), Stage("b", "advantage", ("x",))], [])
+
+
+def fit_rounds(data, rounds=2, callbacks=(), **module) -> tuple[list[tuple[Round, Round]], L.LightningModule]:
+    seen = []
+
+    class Look(Callback):
+        def on_round(self, trainer, module, sampled, kept):
+            seen.append((sampled, kept))
+
+    model = tiny_grpo(**module)
+    tiny_trainer(max_epochs=rounds, callbacks=[Look(), *callbacks], enable_checkpointing=False).fit(model, datamodule=data)
+    return seen, model
+
+
+def test_two_owners_and_missing_owners_are_refused_before_a_model_loads():
+    module = tiny_grpo()
+    trainer = tiny_trainer(callbacks=[Stage("a", "advantage", ("policy",))], enable_checkpointing=False)
+    with pytest.raises(ConfigError, match="two owners"):
+        trainer.fit(module, datamodule=tiny_data())
+    assert not len(module.trained)
+    with pytest.raises(ConfigError, match="nothing sets the coefficient stream 'policy'"):
+        tiny_trainer(enable_checkpointing=False).fit(module, datamodule=tiny_data(advantage=None))
+    assert not len(module.trained)
+
+
+class Halves(EvenDigits):
+    """Every second prompt is answered right by anything: its groups are dead."""
+
+    def judge(self, prompt, completion):
+        if sum(map(int, prompt.text[:3:2])) % 2:
+            return Verdict("correct", {"even": 1.0}, 1.0)
+        return super().judge(prompt, completion)
+
+
+def test_dead_groups_are_kept_or_dropped_and_dropping_changes_only_the_rows():
+    (sampled, kept), *_ = fit_rounds(tiny_data(task=Halves(digits=1)))[0]
+    assert len(kept) == len(sampled) == 12
+    (again, dropped), *_ = fit_rounds(tiny_data(task=Halves(digits=1), zero_variance="drop"))[0]
+    dead = [g for g in range(4) if sum(map(int, again.prompts[g].text[:3:2])) % 2]
+    assert dead and torch.equal(again.tokens, sampled.tokens)
+    live = set(dropped.group_index.tolist())
+    assert live.isdisjoint(dead) and len(dropped) == 3 * len(live)
+
+
+def test_refilling_gives_every_update_the_rows_wanted_from_further_prompts():
+    data = tiny_data(task=Halves(digits=1), zero_variance="drop", fill_to=9, steps_per_round=2, max_fill_rounds=20)
+    for sampled, kept in fit_rounds(data)[0]:
+        assert [len(kept.minibatch(s)) for s in (0, 1)] == [9, 9]
+        assert len(sampled) > 24 or len(sampled) == 24 and len(kept) == 18
+        for group in kept.group_index.unique():
+            assert len(kept.coefficients["policy"][kept.group_index == group].unique()) > 1
+        drawn = [tuple(c.token_ids) for c in sampled.completions]
+        assert len(set(drawn)) > len(drawn) // 2
+
+
+def test_refilling_stops_at_its_limit_and_says_so():
+    class Dead(EvenDigits):
+        def judge(self, prompt, completion):
+            return Verdict("wrong", {"even": 0.0}, 0.0)
+
+    data = tiny_data(task=Dead(digits=1), zero_variance="drop", fill_to=12, max_fill_rounds=2)
+    with pytest.warns(UserWarning, match="0 of 4 groups after 2 further samplings"):
+        rounds, module = fit_rounds(data)
+    assert [len(sampled) for sampled, _ in rounds] == [36, 36] and int(module.updates) == 0
+    assert int(module.empty_minibatches) == 2
+
+
+def test_a_prompt_drawn_twice_in_a_round_gets_fresh_samples():
+    class One(EvenDigits):
+        def prompts(self, split):
+            return super().prompts(split)[:1]
+
+    (sampled, _), *_ = fit_rounds(tiny_data(task=One(digits=1), prompts_per_step=2))[0]
+    first, second = sampled.completions[:3], sampled.completions[3:]
+    assert sampled.prompts[0].id == sampled.prompts[1].id and [c.token_ids for c in first] != [c.token_ids for c in second]
+
+
+def test_the_seed_decides_prompts_and_completions():
+    runs = [fit_rounds(tiny_data(seed=seed))[0][0][0] for seed in (0, 0, 1)]
+    assert torch.equal(runs[0].tokens, runs[1].tokens)
+    assert [p.id for p in runs[0].prompts] != [p.id for p in runs[2].prompts]
+
+
+def test_the_old_column_is_there_only_when_a_round_has_several_updates():
+    assert set(fit_rounds(tiny_data())[0][0][1].columns) == {"engine"}
+    (_, kept), *_ = fit_rounds(tiny_data(inner_epochs=2))[0]
+    assert set(kept.columns) == {"engine", "old"}
+    mask = kept.all_rows().keep()
+    assert torch.allclose(kept.columns["old"][mask], kept.columns["engine"][mask], atol=1e-5)  # sampled by the same weights
+    assert kept.columns["old"][~mask].abs().sum() == 0
+
+
+def test_sampled_tokens_count_every_completion_token():
+    rounds, module = fit_rounds(tiny_data())
+    assert int(module.sampled_tokens) == sum(len(c.token_ids) for sampled, _ in rounds for c in sampled.completions)
+    assert [sampled.weight_version for sampled, _ in rounds] == [0, 1] and int(module.updates) == 2 and int(module.rounds) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"prompts_per_step": 0}, "prompts_per_step is 0"),
+        ({"completions_per_prompt": 1}, "group of one"),
+        ({"steps_per_round": 0}, "steps_per_round is 0"),
+        ({"inner_epochs": -1}, "inner_epochs is -1"),
+        ({"fill_to": 9}, "zero_variance: drop"),
+        ({"fill_to": 10, "zero_variance": "drop"}, "multiple of completions_per_prompt"),
+        ({"sampling": SamplingSpec(n=5)}, "sampling.n is 5"),
+    ],
+)
+def test_impossible_numbers_are_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        tiny_data(**settings)
+
+
+def test_a_group_of_one_is_fine_without_a_group_baseline():
+    assert tiny_data(completions_per_prompt=1, advantage=None).updates_per_round == 1
+    assert Advantage().baseline == "mean"
+
+
+def test_settings_of_the_trainer_that_break_rounds_are_refused():
+    trainer = tiny_trainer(reload_dataloaders_every_n_epochs=1, enable_checkpointing=False)
+    with pytest.raises(ConfigError, match="reload_dataloaders_every_n_epochs is 1"):
+        trainer.fit(tiny_grpo(), datamodule=tiny_data())
+
+
+def test_a_second_fit_in_one_process_samples_its_own_rounds():
+    data = tiny_data()
+    first, _ = fit_rounds(data, rounds=1)
+    second, _ = fit_rounds(data, rounds=1)
+    assert first[0][0] is not second[0][0] and torch.equal(first[0][0].tokens, second[0][0].tokens)

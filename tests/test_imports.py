@@ -1,0 +1,79 @@
+"""Data flows one way: a package may import those named beside it, and nothing above them."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "fulgurite"
+RECORDS = {"types", "seeding", "timing"}
+MAY_IMPORT = {
+    "types": set(),
+    "seeding": set(),
+    "timing": set(),
+    "schedules": set(),
+    "run_record": set(),
+    "metrics": set(),
+    "parallel": set(),
+    "credit": {"types"},
+    "selection": {"types"},
+    "losses": {"types"},
+    "models": {"types"},
+    "guards": {"types"},
+    "tasks": {"types", "seeding"},
+    "engines": {"types", "seeding", "models"},
+    "data": {"types", "seeding", "parallel", "credit", "selection", "engines", "tasks"},
+    "modules": RECORDS | {"schedules", "parallel", "metrics", "credit", "selection", "losses", "models"},
+    "callbacks": RECORDS | {"parallel", "guards", "data", "modules", "metrics"},
+}
+TOP = {"cli", "trainer_cli", "__init__", "__main__"}
+
+
+def imported(path: Path) -> set[str]:
+    """First parts below fulgurite of everything a file imports, in functions and under TYPE_CHECKING too."""
+    package = path.relative_to(SOURCE.parent).with_suffix("").parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            module = base + (node.module.split(".") if node.module else [])
+            names = [module] if len(module) > 1 else [module + [alias.name] for alias in node.names]
+        found |= {name[1] for name in names if name[0] == "fulgurite" and len(name) > 1}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_one_way(path):
+    room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if room in TOP:
+        return
+    assert room in MAY_IMPORT, f"give {room} a row in MAY_IMPORT"
+    assert imported(path) - {room} <= MAY_IMPORT[room]
+
+
+def test_the_table_has_no_cycle():
+    seen: list[str] = []
+    left = dict(MAY_IMPORT)
+    while left:
+        ready = [room for room, needs in left.items() if needs <= set(seen)]
+        assert ready, f"cycle among {sorted(left)}"
+        seen += ready
+        left = {room: needs for room, needs in left.items() if room not in ready}
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = (
+        "import sys, fulgurite, fulgurite.cli; print([m for m in ('torch', 'transformers', 'lightning') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_files_stay_short(path):
+    assert len(path.read_text().splitlines()) < 500
