@@ -383,7 +383,8 @@ class BarWatcher(L.Callback):
         self.postfixes.append(self.bar.train_progress_bar.postfix)
 
 
-def test_the_bar_names_round_and_phase_and_shows_reward_and_loss(tmp_path, capsys):
+def test_the_bar_names_round_and_phase_and_shows_reward_and_loss(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     bar = RoundProgressBar()
     watcher = BarWatcher(bar)
     module = fit(tmp_path, [bar, watcher], enable_progress_bar=True)
@@ -399,7 +400,8 @@ def test_the_bar_names_round_and_phase_and_shows_reward_and_loss(tmp_path, capsy
     assert "Round 1 train:   0%|          | 0/2" in capsys.readouterr().out
 
 
-def test_a_resumed_run_has_the_round_in_its_bar(tmp_path):
+def test_a_resumed_run_has_the_round_in_its_bar(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     bars = []
 
     def make():

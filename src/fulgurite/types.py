@@ -80,6 +80,8 @@ class SamplingSpec:
             raise ConfigError(f"sampling.top_k is {self.top_k}; expected 0 (off) or more")
         if self.max_new_tokens < 1:
             raise ConfigError(f"sampling.max_new_tokens is {self.max_new_tokens}; expected at least 1")
+        if "" in self.stop:
+            raise ConfigError("sampling.stop has an empty text, which would end every completion at once; leave it out")
         if self.n < 1:
             raise ConfigError(f"sampling.n is {self.n}; expected at least 1")
 

@@ -47,6 +47,15 @@ def test_prompts_are_run_once_and_finished_rows_cost_nothing(max_rows):
     assert sum(rows for rows, _ in seen) == 3 + sum(len(c.token_ids) - 1 for c in completions)
 
 
+def test_padded_prompts_keep_their_own_positions():
+    """Prompts of 2 and 4 tokens in one batch: each counts from its own first token, in the prompt and after it."""
+    model, seen = perturbed(), []
+    model.hf.register_forward_pre_hook(lambda module, args, kw: seen.append(kw["position_ids"].tolist()), with_kwargs=True)
+    bound(model).generate(random_prompts(2, 4), SamplingSpec(temperature=0, max_new_tokens=3))
+    assert [row[-2:] for row in seen[0]] == [[0, 1], [2, 3]] and seen[0][1] == [0, 1, 2, 3]
+    assert seen[1:] == [[[2], [4]], [[3], [5]]]
+
+
 def test_only_the_last_logits_are_computed():
     model, widths = perturbed(), []
     model.hf.lm_head.register_forward_hook(lambda module, args, out: widths.append(out.shape[1]))
@@ -74,8 +83,7 @@ def test_modes_gradients_and_the_global_generator_are_left_as_they_were():
     modes = [module.training for module in model.modules()]
     inside = []
     model.hf.register_forward_hook(lambda module, *_: inside.append((module.training, torch.is_grad_enabled())))
-    torch.manual_seed(0)
-    before = torch.random.get_rng_state()
+    before = torch.manual_seed(1234).get_state()
     engine.generate(random_prompts(4, 6), SamplingSpec(max_new_tokens=4, n=2))
     assert torch.equal(before, torch.random.get_rng_state())
     assert set(inside) == {(False, False)} and torch.is_grad_enabled()

@@ -62,7 +62,7 @@ def event(*parts: object) -> None:
 
 
 def digest(*tensors: torch.Tensor) -> str:
-    return hashlib.sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors)).hexdigest()[:12]
+    return hashlib.sha256(b"".join(t.detach().clone().numpy().tobytes() for t in tensors)).hexdigest()[:12]
 
 
 class LoudBenchmark(BenchmarkLoader):

@@ -84,7 +84,8 @@ class Recorder(Callback):
         self._keep_weights(module)
 
     def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
-        self.gradients.append({name: _whole(p.grad) for name, p in module.trained.named_parameters()})
+        gradients = {name: p.grad for name, p in module.trained.named_parameters()}
+        self.gradients.append({name: _whole(grad) for name, grad in gradients.items() if grad is not None})
 
     def on_train_batch_end(self, trainer, module, *_) -> None:
         self.updates.append(dict(module.last_update))

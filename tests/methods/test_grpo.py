@@ -284,6 +284,13 @@ def test_the_rate_of_each_update_reaches_the_weights(schedule):
         close(after["policy.logits"], logits.tolist(), torch.float64)
 
 
+def test_each_epoch_is_a_round_of_further_prompts():
+    seen = Seen()
+    fit(tiny_grpo(), tiny_data(), seen, max_epochs=3)
+    assert [kept.number for _, kept in seen.rounds] == [0, 1, 2]
+    assert len({prompt.id for sampled, _ in seen.rounds for prompt in sampled.prompts}) == 3 * 4
+
+
 def test_counters():
     module, data, seen = tiny_grpo(), tiny_data(steps_per_round=2, inner_epochs=3), Seen()
     fit(module, data, seen, max_epochs=2)

@@ -20,8 +20,8 @@ from fulgurite.losses.aggregate import weighted_sum
 from fulgurite.losses.compose import Component
 from fulgurite.modules.base import RoundModule
 from fulgurite.modules.optimizer import OptimizerSpec
-from fulgurite.types import ConfigError, Minibatch, Segment
-from tiny import TINY, tiny_data, tiny_grpo
+from fulgurite.types import Minibatch, Segment
+from tiny import TINY, tiny_data
 
 GOLD = {0: [5, 6, 1], 1: [7, 1], 2: [1]}
 """Gold tokens of a row by its place in the group; the end-of-sequence token is 1."""
@@ -115,12 +115,3 @@ def test_each_stream_reaches_its_own_segment_only(run):
             reached += numbers.tolist()
         assert sorted(reached) == (want != 0).any(1).nonzero().flatten().tolist()
         assert 0 < len(reached) < len(held), "some rows have no coefficient in either stream, and are left out"
-
-
-def test_every_stream_needs_exactly_one_owner():
-    with pytest.raises(ConfigError, match="nothing sets the coefficient stream 'answer'"):
-        fit(TwoStreams(40), tiny_data())
-    with pytest.raises(ConfigError, match="'latent' has two owners: AppendGold and AppendGold"):
-        fit(TwoStreams(40), tiny_data(), AppendGold(), AppendGold())
-    with pytest.raises(ConfigError, match="'policy' has two owners: data.advantage and Own"):
-        fit(tiny_grpo(), tiny_data(), type("Own", (AppendGold,), {"streams": ("policy",)})())

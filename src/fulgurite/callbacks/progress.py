@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -13,9 +14,15 @@ from ..types import Round
 
 
 class RoundProgressBar(TQDMProgressBar):
-    """`Round 3 sample: 0/4`, with the mean reward of the round's sampled rows and the loss of the last update."""
+    """`Round 3 sample: 0/4`, with the mean reward of the round's sampled rows and the loss of the last update.
+
+    Phases are shown on a terminal; a log file gets a line a round.
+    """
 
     _reward: float | None = None
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=1 if sys.stderr.isatty() else 1000)
 
     @property
     def train_description(self) -> str:
@@ -45,6 +52,8 @@ class RoundProgressBar(TQDMProgressBar):
         return {**super().get_metrics(trainer, module), **{k: f"{v:.4g}" for k, v in shown.items() if v is not None}}
 
     def _show_phase(self, phase: str) -> None:
+        if not sys.stderr.isatty():
+            return
         if self._train_progress_bar is not None:
             self.train_progress_bar.set_description(self.train_description)
         if self._val_progress_bar is not None and self.trainer.validating:

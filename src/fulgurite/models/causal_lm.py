@@ -38,8 +38,8 @@ class TinyModel:
     hidden_size: int = 96
     intermediate_size: int = 256
     layers: int = 2
-    heads: int = 4
-    kv_heads: int = 4
+    heads: int = 6
+    kv_heads: int = 6
     alphabet: str | None = None
     max_positions: int = 2048
     seed: int = 0

@@ -134,6 +134,9 @@ class RoundModule(L.LightningModule, ABC):
                 column = self.column(name, part).float().cpu()
                 if indices is not None:
                     values[indices, : column.shape[1]] = column
+        for model in (*self.trained.values(), *self.frozen.values()):
+            if model.is_sharded:
+                model.reshard()
         for model, training in modes.items():
             model.train(training)
         return values

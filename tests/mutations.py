@@ -1,0 +1,198 @@
+"""Breaks of one line each, and the test that must notice: `python tests/mutations.py [--only NAME]`.
+
+Copies the sources to a temporary folder, breaks one line there, and runs the named test against the copy. Exits with 1
+if a break stays unnoticed, a test fails without the break, or a line is not found exactly once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "fulgurite"
+ALL_PASSED, SOME_FAILED = 0, 1  # exit statuses of pytest
+
+
+@dataclass(frozen=True)
+class Break:
+    """In `file`, the only `old` becomes `new`; then `test` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+GRPO, RANKS = "tests/methods/test_grpo.py::", "tests/dist/test_two_ranks.py::"
+SPLITS = "tests/methods/test_split_invariance.py::test_grpo_has_the_same_gradient_in_any_micro_batches"
+BREAKS = (
+    Break(
+        "world size dropped",
+        "modules/base.py",
+        "self.manual_backward(loss * self.trainer.world_size)",
+        "self.manual_backward(loss)",
+        RANKS + "test_two_processes_take_the_same_updates[grpo-fsdp2]",
+    ),
+    Break(
+        "local denominator",
+        "modules/base.py",
+        "loss = compose(values, components, rows.denominators)",
+        "loss = compose(values, components, {name: float(c.denominator(part)) for name, c in components.items()})",
+        SPLITS + "[token_mean-None]",
+    ),
+    Break(
+        "gradients synchronised too early",
+        "modules/base.py",
+        "self._gradient_sync(last=i == len(parts) - 1)",
+        "self._gradient_sync(last=i == 0)",
+        RANKS + "test_two_processes_take_the_same_updates[kl-ddp]",
+    ),
+    Break(
+        "not finite and taken",
+        "modules/base.py",
+        "finite = bool(torch.isfinite(torch.stack([loss, *norms.values()])).all())",
+        "finite = True",
+        GRPO + "test_an_update_that_is_not_finite_is_skipped_and_counted",
+    ),
+    Break(
+        "empty and taken",
+        "modules/base.py",
+        "if not max_over_ranks(self.trainer, len(rows)):",
+        "if False:",
+        GRPO + "test_momentum_moves_nothing_in_an_empty_update",
+    ),
+    Break(
+        "mask shifted by one",
+        "models/causal_lm.py",
+        "return states[keep[:, 1:]]",
+        "return states[keep[:, 1:].roll(-1, 1)]",
+        SPLITS + "[seq_mean_token_mean-k3]",
+    ),
+    Break(
+        "temperature ignored",
+        "models/scoring.py",
+        "yield rows, logits.to(_wide(logits.dtype)).div_(temperature)",
+        "yield rows, logits.to(_wide(logits.dtype))",
+        SPLITS + "[seq_mean_token_mean-None]",
+    ),
+    Break(
+        "degrees of freedom",
+        "credit/group.py",
+        'ddof = int(scale == "sample_std")',
+        'ddof = int(scale == "pop_std")',
+        GRPO + "test_the_mean_gradient_over_all_groups_is_kappa_times_that_of_the_success_rate[enumerated_1_G3]",
+    ),
+    Break(
+        "eps inside the root",
+        "credit/group.py",
+        "advantages = centred / (std + adv_eps)[index]",
+        "advantages = centred / (std.square() + adv_eps).sqrt()[index]",
+        "tests/test_credit.py::test_eps_is_added_to_the_standard_deviation",
+    ),
+    Break(
+        "gradient through the credit",
+        "credit/group.py",
+        "reward = rewards.detach().double()",
+        "reward = rewards.double()",
+        "tests/test_credit.py::test_advantages_carry_no_gradient",
+    ),
+    Break(
+        "clip sides swapped",
+        "losses/policy.py",
+        "clipped = ratio.clamp(1 - eps_low, 1 + eps_high)",
+        "clipped = ratio.clamp(1 - eps_high, 1 + eps_low)",
+        GRPO + "test_the_clip_acts_in_the_second_inner_epoch",
+    ),
+    Break(
+        "old log-probabilities not computed",
+        "modules/grpo.py",
+        'old = ("old",) if updates_per_round > 1 else ()',
+        "old = ()",
+        GRPO + "test_the_old_column_is_the_policy_at_the_start_of_the_round",
+    ),
+    Break(
+        "seed ignored",
+        "engines/transformers_engine.py",
+        "generator.manual_seed(address(spec.seed, *where))",
+        "generator.manual_seed(address(*where))",
+        "tests/contracts/test_transformers_engine.py::TestTransformersEngine::test_draws_are_addressed",
+    ),
+    Break(
+        "stale engine weights",
+        "data/task_datamodule.py",
+        "if self.engine.version != int(module.updates):",
+        "if self.engine.version is None:",
+        RANKS + "test_two_processes_train_on_the_same_rows[grpo-fsdp2]",
+    ),
+    Break(
+        "the same round again",
+        "data/rollout_datamodule.py",
+        "if self.held is None or self.held.number != epoch:",
+        "if self.held is None:",
+        GRPO + "test_each_epoch_is_a_round_of_further_prompts",
+    ),
+    Break(
+        "the same prompts again",
+        "data/rollout_datamodule.py",
+        "order[epoch * per_round + place]",
+        "order[place]",
+        GRPO + "test_each_epoch_is_a_round_of_further_prompts",
+    ),
+)
+
+
+def occurrences(item: Break) -> int:
+    return (SOURCE / item.file).read_text(encoding="utf-8").count(item.old)
+
+
+def run_tests(folder: Path, *tests: str) -> int:
+    """The exit status of pytest with the package in `folder` before any installed one."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    where = [sys.executable, "-c", "import fulgurite; print(fulgurite.__file__)"]
+    found = subprocess.run(where, env=environment, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    if not Path(found.strip()).is_relative_to(folder):
+        raise RuntimeError(f"the tests would import {found.strip()}; expected the copy in {folder}")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True).returncode
+
+
+def outcome(item: Break, folder: Path) -> str:
+    """`red` if the test notices the break; else what happened instead."""
+    if occurrences(item) != 1:
+        return f"the line is there {occurrences(item)} times"
+    whole = (SOURCE / item.file).read_text(encoding="utf-8")
+    broken = folder / "fulgurite" / item.file
+    broken.write_text(whole.replace(item.old, item.new), encoding="utf-8")
+    status = run_tests(folder, item.test)
+    broken.write_text(whole, encoding="utf-8")
+    return {ALL_PASSED: "green", SOME_FAILED: "red"}.get(status, f"pytest ended with {status}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Break the sources line by line and see the tests fail.")
+    parser.add_argument("--only", choices=[item.name for item in BREAKS], metavar="NAME", help="one break")
+    only = parser.parse_args().only
+    chosen = [item for item in BREAKS if only in (None, item.name)]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary).resolve()
+        shutil.copytree(SOURCE, folder / "fulgurite")
+        if run_tests(folder, *sorted({item.test for item in chosen})) != ALL_PASSED:
+            print("a test fails without any break")
+            return 1
+        results = []
+        for item in chosen:
+            results.append(outcome(item, folder))
+            print(f"{item.name:36} | {results[-1]}", flush=True)
+    return int(set(results) != {"red"})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""The table of breaks still fits the sources and the tests; running it is for `python tests/mutations.py`."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mutations import BREAKS, ROOT, occurrences
+
+
+@pytest.mark.parametrize("item", BREAKS, ids=lambda item: item.name)
+def test_the_line_to_break_is_there_once(item):
+    assert occurrences(item) == 1 and item.old != item.new
+
+
+def test_every_named_test_exists():
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *(b.test for b in BREAKS)]
+    collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert collected.returncode == 0, collected.stdout[-2000:]
+    assert set(collected.stdout.split()) >= {item.test for item in BREAKS}
+
+
+def test_names_are_unique():
+    assert len({item.name for item in BREAKS}) == len(BREAKS)
