@@ -142,8 +142,10 @@ def test_a_run_leaves_config_environment_results_and_refuses_to_be_overwritten(c
     rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
     assert [row["rounds"] for row in rows] == [1, 2, 3]
 
+    curves = {p: p.read_bytes() for p in run.glob("events.out.tfevents.*")}
     cli.main(["validate", "--config", str(config), "--ckpt_path", "last"])
     again = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    assert {p: p.read_bytes() for p in run.glob("events.out.tfevents.*")} == curves  # a point at step 0 would hide them
     assert again == rows  # validating a checkpoint repeats the curve's last point
     cli.main(["test", "--config", str(config), "--ckpt_path", "last"])
     cli.main(["predict", "--config", str(config), "--ckpt_path", "last"])
@@ -177,8 +179,8 @@ def test_overlays_append_callbacks_and_a_later_config_wins(config, capsys, tmp_p
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
 def test_every_config_runs_two_rounds_with_tiny_models(path, tmp_path):
-    options = ["--tiny", "true", "--run_dir", str(tmp_path / "run"), "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu",
-               "--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "1"]  # fmt: skip
+    options = ["--tiny", "true", "--run_dir", str(tmp_path / "run"), "--trainer.max_epochs", "2"]
+    options += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "1"]
     cli.main(["fit", "--config", str(path), *options])
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert saved["tiny"] is True and isinstance(saved["model"]["init_args"]["policy"], dict)

@@ -6,7 +6,6 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from tiny import TINY, EvenDigits, tiny_data, tiny_grpo, tiny_trainer
 
 from fulgurite.credit.group import Advantage
 from fulgurite.data.assemble import Samples, assemble
@@ -15,6 +14,7 @@ from fulgurite.data.transforms import RoundTransform, check_owners, find_transfo
 from fulgurite.models.causal_lm import load_tokenizer
 from fulgurite.seeding import address
 from fulgurite.types import Completion, ConfigError, Prompt, Round, SamplingSpec, Segment, Verdict
+from tiny import TINY, EvenDigits, tiny_data, tiny_grpo, tiny_trainer
 
 
 def test_addresses_differ_by_every_part_and_repeat():
@@ -89,8 +89,8 @@ def test_taking_rows_keeps_everything_aligned():
 
 def test_a_round_survives_a_checkpoint_that_loads_weights_only(tmp_path):
     held = assemble(two_prompts(), 2, 5, 1.0).with_coefficients(policy=torch.ones(4))
-    held = replace(held, prompts=(replace(held.prompts[0], metadata={"level": "1"}, messages=({"role": "user", "content": "x"},)),
-                                  held.prompts[1]))  # fmt: skip
+    asked = replace(held.prompts[0], metadata={"level": "1"}, messages=({"role": "user", "content": "x"},))
+    held = replace(held, prompts=(asked, held.prompts[1]))
     torch.save(held.to_state(), tmp_path / "state")
     again = Round.from_state(torch.load(tmp_path / "state", weights_only=True))
     assert again.prompts == held.prompts and again.completions == held.completions and again.verdicts == held.verdicts

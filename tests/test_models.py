@@ -13,7 +13,8 @@ ARCHITECTURES = ["qwen2", "qwen3", "llama"]
 
 def tiny(architecture="qwen2", tied=True, dtype=torch.float32):
     """A model whose distributions are far from uniform, with every parameter away from 0 and 1."""
-    model = CausalLM.load(TinyModel(architecture, hidden_size=32, intermediate_size=48, heads=4, kv_heads=4, alphabet=ALPHABET, seed=1), dtype)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "heads": 4, "kv_heads": 4}
+    model = CausalLM.load(TinyModel(architecture, **shape, alphabet=ALPHABET, seed=1), dtype)
     if not tied:
         model.hf.lm_head.weight = torch.nn.Parameter(model.hf.lm_head.weight.detach().clone())
     generator = torch.Generator().manual_seed(2)

@@ -140,7 +140,9 @@ class CLI(LightningCLI):
         settings = self.config_init[self.subcommand]
         logger = settings.trainer.logger
         if logger in (None, True):
-            logger = TensorBoardLogger(settings.run_dir, name="", version="", default_hp_metric=False)
+            logger = False  # outside fit the step is 0: a point there would hide the curve; evaluation.jsonl has the numbers
+            if self.subcommand == "fit":
+                logger = TensorBoardLogger(settings.run_dir, name="", version="", default_hp_metric=False)
         self.trainer_defaults["callbacks"] = fixed_callbacks(progress_bar=settings.trainer.enable_progress_bar is not False)
         return super().instantiate_trainer(logger=logger, default_root_dir=settings.run_dir, **kwargs)
 

@@ -244,8 +244,8 @@ def kill_and_resume(reference: Path, place: str, ranks: int = 1, **settings: obj
 CASES: dict[str, tuple[dict, list[str]]] = {
     "1x1 save every update": (
         dict(SHAPE="1x1", EVERY=1),
-        ["sampling:0", "sampling:1", "sampled:1", "training_step:1", "stepped:1", "saving:2.0", "saved:2.0", "val_sample:easy:1",
-         "val_sample:hard:1", "validation_step:hard:0", "on_validation_end:1", "on_train_epoch_end:1",
+        ["sampling:0", "sampling:1", "sampled:1", "training_step:1", "stepped:1", "saving:2.0", "saved:2.0",
+         "val_sample:easy:1", "val_sample:hard:1", "validation_step:hard:0", "on_validation_end:1", "on_train_epoch_end:1",
          "module.on_train_epoch_end:1", "on_train_epoch_start:2", "saved:3.0"],
     ),
     "4x1 save every update": (

@@ -1,10 +1,10 @@
 """The same seed gives the same bytes; another seed does not; memory settings change nothing that was sampled."""
 
 import pytest
-from tiny import tiny_data, tiny_grpo, tiny_trainer
 
 from fulgurite.callbacks.samples import SampleLogger
 from fulgurite.engines.transformers_engine import TransformersEngine
+from tiny import tiny_data, tiny_grpo, tiny_trainer
 
 
 def files_of_a_run(folder, module=None, **data) -> dict[str, bytes]:

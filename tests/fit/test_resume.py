@@ -10,9 +10,19 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 SCRIPT = Path(__file__).with_name("killable.py")
-CASES = ["1x1 save every update", "4x1 save every update", "2x2 save every third update", "4x1 save at round ends only",
-         "1x1 save after sampling", "4x1 save after sampling", "2x1 three empty rounds", "4x1 estimate", "Ctrl-C while sampling",
-         "two ranks, one file", "two ranks, shards"]  # fmt: skip
+CASES = [
+    "1x1 save every update",
+    "4x1 save every update",
+    "2x2 save every third update",
+    "4x1 save at round ends only",
+    "1x1 save after sampling",
+    "4x1 save after sampling",
+    "2x1 three empty rounds",
+    "4x1 estimate",
+    "Ctrl-C while sampling",
+    "two ranks, one file",
+    "two ranks, shards",
+]
 
 
 def verdicts_of(case: str, folder: Path) -> list[dict]:

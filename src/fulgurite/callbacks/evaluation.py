@@ -18,7 +18,8 @@ class EvaluationLog(Callback):
 
     `evaluation.jsonl`: a row per round with the counters and, for each benchmark, accuracy and 95% interval; a round evaluated
     again replaces its row. `summary.json`: `before` and `after` (first and last row: {benchmark: accuracy}), `interval_95`,
-    `prompts`, `seconds` by phase, `sampled_tokens`, `trained_tokens`, `updates`, `rounds`, `seed`. `predictions.jsonl` (rank r > 0: `predictions.rank1.jsonl`): a row per completion of `predict`.
+    `prompts`, `seconds` by phase, `sampled_tokens`, `trained_tokens`, `updates`, `rounds`, `seed`.
+    `predictions.jsonl` (rank r > 0: `predictions.rank1.jsonl`): a row per completion of `predict`.
     """
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fulgurite.types import Completion, Prompt, SamplingSpec
+from ..types import Completion, Prompt, SamplingSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from fulgurite.models.causal_lm import CausalLM
+    from ..models.causal_lm import CausalLM
 
 
 class Engine(ABC):

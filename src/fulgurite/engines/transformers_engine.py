@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fulgurite.engines.protocol import Engine
-from fulgurite.seeding import address
-from fulgurite.types import Completion, ConfigError, Prompt, SamplingSpec
+from ..seeding import address
+from ..types import Completion, ConfigError, Prompt, SamplingSpec
+from .protocol import Engine
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedTokenizerBase
 
-    from fulgurite.models.causal_lm import CausalLM
+    from ..models.causal_lm import CausalLM
 
 
 class TransformersEngine(Engine):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from fulgurite.models.scoring import Compare, Scores, compare_distributions, head_logits, token_logprobs
-from fulgurite.types import ConfigError
+from ..types import ConfigError
+from .scoring import Compare, Scores, compare_distributions, head_logits, token_logprobs
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
