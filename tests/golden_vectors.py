@@ -49,7 +49,7 @@ def close(got: Tensor | float, want: list | float, dtype: torch.dtype, field: st
     float64: |got - want| <= 1e-9 |want| + 1e-12 s; float32: <= 1e-5 (|want| + s); s = max(1, largest |want|).
     """
     want = torch.as_tensor(want, dtype=torch.float64)
-    got = torch.as_tensor(got).detach().double()
+    got = got.detach().double() if isinstance(got, Tensor) else torch.tensor(got, dtype=torch.float64)
     assert got.shape == want.shape, f"{field}: shape {tuple(got.shape)}, expected {tuple(want.shape)}"
     if not want.numel():
         return

@@ -178,10 +178,12 @@ def test_overlays_append_callbacks_and_a_later_config_wins(config, capsys, tmp_p
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
-def test_every_config_runs_two_rounds_with_tiny_models(path, tmp_path):
+def test_every_config_runs_two_rounds_with_tiny_models(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command = path.read_text().splitlines()[0].split()[2:]  # of the first line: an overlay names the config it lies over
     options = ["--tiny", "true", "--run_dir", str(tmp_path / "run"), "--trainer.max_epochs", "2"]
     options += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "1"]
-    cli.main(["fit", "--config", str(path), *options])
+    cli.main([*command, *options])
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert saved["tiny"] is True and isinstance(saved["model"]["init_args"]["policy"], dict)
     assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
@@ -191,7 +193,8 @@ def test_every_config_runs_two_rounds_with_tiny_models(path, tmp_path):
 def test_every_config_is_short_and_opens_with_its_command(path):
     lines = path.read_text().splitlines()
     assert len(lines) <= 60
-    assert lines[0] == f"# fulgurite fit --config {path.relative_to(ROOT)}"
+    assert lines[0].startswith("# fulgurite fit --config ")
+    assert lines[0].endswith(f"--config {path.relative_to(ROOT)}")
 
 
 def test_time_is_not_spent_on_help():

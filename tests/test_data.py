@@ -244,6 +244,19 @@ def test_settings_of_the_trainer_that_break_rounds_are_refused():
         trainer.fit(tiny_grpo(), datamodule=tiny_data())
 
 
+def test_a_precision_that_rounds_updates_away_is_refused():
+    trainer = tiny_trainer(precision="bf16-true", enable_checkpointing=False)
+    with pytest.raises(ConfigError, match="trainer.precision is bf16-true; expected one of 32-true, bf16-mixed"):
+        trainer.fit(tiny_grpo(), datamodule=tiny_data())
+
+
+def test_a_round_runs_in_mixed_precision_and_the_scorer_sees_what_the_engine_saw():
+    module = tiny_grpo()
+    tiny_trainer(max_epochs=2, precision="bf16-mixed", enable_checkpointing=False).fit(module, datamodule=tiny_data())
+    assert int(module.updates) == 2 and next(module.trained["policy"].parameters()).dtype == torch.float32
+    assert 0 < module.last_update["mismatch/logprob_gap_nats"] < 0.05  # bfloat16 activations, batched otherwise in the engine
+
+
 def test_a_second_fit_in_one_process_samples_its_own_rounds():
     data = tiny_data()
     first, _ = fit_rounds(data, rounds=1)

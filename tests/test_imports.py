@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "engines": {"types", "seeding", "models"},
     "data": {"types", "seeding", "parallel", "credit", "selection", "engines", "tasks"},
     "modules": RECORDS | {"schedules", "parallel", "metrics", "credit", "selection", "losses", "models"},
-    "callbacks": RECORDS | {"parallel", "guards", "data", "modules", "metrics"},
+    "callbacks": RECORDS | {"parallel", "guards", "credit", "selection", "data", "modules", "metrics"},
 }
 TOP = {"cli", "trainer_cli", "__init__", "__main__"}
 

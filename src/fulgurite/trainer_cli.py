@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from jsonargparse import ActionConfigFile, Namespace
 from jsonargparse._util import import_object
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -144,7 +145,9 @@ class CLI(LightningCLI):
             if self.subcommand == "fit":
                 logger = TensorBoardLogger(settings.run_dir, name="", version="", default_hp_metric=False)
         self.trainer_defaults["callbacks"] = fixed_callbacks(progress_bar=settings.trainer.enable_progress_bar is not False)
-        return super().instantiate_trainer(logger=logger, default_root_dir=settings.run_dir, **kwargs)
+        on_gpu = settings.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        precision = settings.trainer.precision or ("bf16-mixed" if on_gpu else "32-true")
+        return super().instantiate_trainer(logger=logger, precision=precision, default_root_dir=settings.run_dir, **kwargs)
 
 
 def how_to_make(source: str, configs: list) -> str:

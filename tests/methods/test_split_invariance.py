@@ -102,7 +102,7 @@ def test_grpo_has_the_same_gradient_in_any_micro_batches(aggregation, kl_estimat
         assert_same(gradient_of(module, rows), by_hand(module, rows))
 
 
-@pytest.mark.parametrize("aggregation", set(DENOMINATORS) - {"seq_mean_token_sum_const"})
+@pytest.mark.parametrize("aggregation", sorted(set(DENOMINATORS) - {"seq_mean_token_sum_const"}))
 def test_supervised_fine_tuning_has_the_same_gradient_in_any_micro_batches(aggregation):
     rows = ragged_rows(Segment.GOLD)
     for budget in BUDGETS.values():

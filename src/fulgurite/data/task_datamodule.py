@@ -19,6 +19,8 @@ from ..types import Completion, ConfigError, EvaluationBatch, Minibatch, Prompt,
 from .prompts import encode
 from .rollout_loader import RolloutLoader
 
+PRECISIONS = ("32-true", "bf16-mixed")
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -71,6 +73,11 @@ class TaskDataModule(L.LightningDataModule, ABC):
             raise ConfigError(
                 f"trainer.reload_dataloaders_every_n_epochs is {trainer.reload_dataloaders_every_n_epochs}; "
                 "expected 0: the loader samples a new round each epoch by itself"
+            )
+        if trainer.precision not in PRECISIONS:
+            raise ConfigError(
+                f"trainer.precision is {trainer.precision}; expected one of {', '.join(PRECISIONS)}: "
+                "the weights stay float32, so that small updates do not round away"
             )
         if isinstance(trainer.strategy, FSDPStrategy):
             raise ConfigError("trainer.strategy is FSDP1, which breaks with manual optimisation; use fsdp2")

@@ -93,7 +93,7 @@ class TransformersEngine(Engine):
         uniforms = _uniforms(prompts, spec).to(device)
         end_tokens = torch.tensor(self.end_tokens, device=device)
         tokens = torch.zeros(count, steps, dtype=torch.int64, device=device)
-        logprobs = torch.zeros(count, steps, device=device)
+        logprobs = torch.zeros(count, steps, dtype=torch.float32, device=device)
         lengths = torch.zeros(count, dtype=torch.int64, device=device)
         finished = torch.zeros(count, dtype=torch.bool, device=device)
         rows = torch.arange(count, device=device)

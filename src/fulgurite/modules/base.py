@@ -167,6 +167,7 @@ class RoundModule(L.LightningModule, ABC):
         if not max_over_ranks(self.trainer, len(rows)):
             self.empty_minibatches += 1
             self.last_update = {"loss": 0.0, "skipped": 0.0, "empty": 1.0}
+            self._log_update(self.last_update)
             return
         with self.clock("train"):
             optimizer.zero_grad()

@@ -9,7 +9,7 @@ with KL the divergence of the policy from a reference and rho = exp(log p - log 
 at the start of the round. With one update a round rho is exactly 1 and no pass for the old log-probabilities is made.
 
 Differs from the paper:
-- no KL term unless `kl_beta` is above 0; the paper uses 0.04 with the k3 estimator.
+- no KL term unless `kl_beta` is above 0.
 - rows whose coefficient is exactly 0 are not computed when there is no KL term; they still count in the denominators.
 - an update in which no row has a coefficient is not taken (momentum alone moves no weight); it counts as an empty
   minibatch.
