@@ -124,6 +124,8 @@ class CLI(LightningCLI):
             raise ConfigError(f"--ckpt_path {checkpoint} does not exist; `last` stands for the newest of --run_dir")
         elif self.subcommand == "fit" and not checkpoint and (run / "config.yaml").exists() and not rank_zero_only.rank:
             raise ConfigError(f"{run} already holds a run; resume it with --ckpt_path last, or choose another --run_dir")
+        if settings.weights_only is None:
+            settings.weights_only = True  # a checkpoint is data: nothing in it may run
         self._models(settings)
 
     def _models(self, settings: Namespace) -> None:
@@ -145,9 +147,13 @@ class CLI(LightningCLI):
             if self.subcommand == "fit":
                 logger = TensorBoardLogger(settings.run_dir, name="", version="", default_hp_metric=False)
         self.trainer_defaults["callbacks"] = fixed_callbacks(progress_bar=settings.trainer.enable_progress_bar is not False)
-        on_gpu = settings.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        precision = settings.trainer.precision or ("bf16-mixed" if on_gpu else "32-true")
-        return super().instantiate_trainer(logger=logger, precision=precision, default_root_dir=settings.run_dir, **kwargs)
+        accelerator = settings.trainer.accelerator
+        if accelerator == "auto":
+            accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        precision = settings.trainer.precision or ("bf16-mixed" if accelerator in ("gpu", "cuda") else "32-true")
+        return super().instantiate_trainer(
+            accelerator=accelerator, precision=precision, logger=logger, default_root_dir=settings.run_dir, **kwargs
+        )
 
 
 def how_to_make(source: str, configs: list) -> str:

@@ -79,6 +79,11 @@ class TaskDataModule(L.LightningDataModule, ABC):
                 f"trainer.precision is {trainer.precision}; expected one of {', '.join(PRECISIONS)}: "
                 "the weights stay float32, so that small updates do not round away"
             )
+        if trainer.strategy.root_device.type not in ("cpu", "cuda"):
+            raise ConfigError(
+                f"trainer.accelerator gives the device {trainer.strategy.root_device}; "
+                "expected cpu or cuda: sampling needs float64"
+            )
         if isinstance(trainer.strategy, FSDPStrategy):
             raise ConfigError("trainer.strategy is FSDP1, which breaks with manual optimisation; use fsdp2")
         self.bound_model, self.start, self.encoded = None, 0, {}
