@@ -14,7 +14,7 @@ from fulgurite.data.transforms import RoundTransform, check_owners, find_transfo
 from fulgurite.models.causal_lm import load_tokenizer
 from fulgurite.seeding import address
 from fulgurite.types import Completion, ConfigError, Prompt, Round, SamplingSpec, Segment, Verdict
-from tiny import TINY, EvenDigits, tiny_data, tiny_grpo, tiny_trainer
+from tiny import TINY, EvenDigits, OptimizerSpec, tiny_benchmarks, tiny_data, tiny_grpo, tiny_trainer
 
 
 def test_addresses_differ_by_every_part_and_repeat():
@@ -262,3 +262,19 @@ def test_a_second_fit_in_one_process_samples_its_own_rounds():
     first, _ = fit_rounds(data, rounds=1)
     second, _ = fit_rounds(data, rounds=1)
     assert first[0][0] is not second[0][0] and torch.equal(first[0][0].tokens, second[0][0].tokens)
+
+
+@pytest.mark.parametrize(("rate", "same"), [(0.0, True), (0.05, False)])
+def test_each_validation_samples_anew_with_the_current_weights_from_the_same_seeds(rate, same):
+    seen = []
+
+    class Look(Callback):
+        def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+            seen.append((trainer.current_epoch, batch.benchmark, [c.token_ids for c in batch.completions]))
+
+    data = tiny_data(benchmarks=tiny_benchmarks())
+    module = tiny_grpo(optimizer=OptimizerSpec(learning_rate=rate))
+    tiny_trainer(max_epochs=2, callbacks=[Look()], enable_checkpointing=False).fit(module, datamodule=data)
+    first, second = ([row[1:] for row in seen if row[0] == epoch] for epoch in (0, 1))
+    assert [row[0] for row in first] == ["easy", "easy", "hard"] and [len(row[1]) for row in first] == [3, 2, 2]
+    assert (first == second) is same
