@@ -1,8 +1,8 @@
 """Two rounds of GRPO, unchanged, on real rows of GSM8K, from a config with a hub model and `tiny: true`."""
 
 import json
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ def test_the_first_real_row_renders_and_is_judged_by_value():
 
 @real_rows
 def test_two_rounds_on_real_rows_from_the_command_line(tmp_path):
-    command = [shutil.which("fulgurite"), "fit", "--config", str(CONFIG), "--run_dir", str(tmp_path / "run"),
+    command = [sys.executable, "-m", "fulgurite", "fit", "--config", str(CONFIG), "--run_dir", str(tmp_path / "run"),
                "--data.init_args.task.init_args.splits.train.path", str(ROWS)]  # fmt: skip
     ran = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert ran.returncode == 0, ran.stderr[-3000:]
