@@ -65,6 +65,12 @@ def refused(capsys, *argv: str) -> str:
         (["--data.init_args.sampling.temperature", "-1"], "sampling.temperature is -1.0; expected 0"),
         (["--model.init_args.optimizer.learning_rate", "-1"], "learning_rate -1.0"),
         (["--model.init_args.eps_low", "-1"], "eps_low is -1.0"),
+        (["--model.init_args.optimizer.betas", "[0.9, 1.5]"], "expected betas from 0 to below 1"),
+        (["--model.init_args.policy.heads", "5"], "hidden_size is 16; expected a multiple of 2 * heads = 10"),
+        (["--model.init_args.policy", "nobody/nothing"], "no usable model at 'nobody/nothing'"),
+        (["--data.init_args.benchmarks.sampled.split", "tset"], "no split 'tset'; expected train or held_out"),
+        (["--checkpoint.every_n_rounds", "-1"], "every_n_rounds is -1"),
+        (["--trainer.gradient_clip_val", "1"], "gradient clipping is not supported for manual optimization"),
         (["--model.init_args.tokens_per_microbatch", "0"], "tokens_per_microbatch is 0"),
         (["--model.init_args.aggregation", "seq_mean_token_sum_const"], "const_len is None"),
         (["--model.init_args.policy", "runs/none/policy"], "no model at runs/none/policy"),
@@ -136,7 +142,9 @@ def test_a_run_leaves_config_environment_results_and_refuses_to_be_overwritten(c
     assert "already holds a run; resume it with --ckpt_path last" in refused(capsys, "fit", "--config", str(config))
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
 
-    cli.main(["fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_epochs", "3"])
+    with pytest.warns(UserWarning, match="data.init_args.prompts_per_step was 3 and is now 4"):
+        cli.main(["fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_epochs", "3",
+                  "--data.init_args.prompts_per_step", "4"])  # fmt: skip
     assert yaml.safe_load((run / "config.resume-1.yaml").read_text())["trainer"]["max_epochs"] == 3
     assert yaml.safe_load((run / "config.yaml").read_text()) == saved
     rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
@@ -147,6 +155,14 @@ def test_a_run_leaves_config_environment_results_and_refuses_to_be_overwritten(c
     again = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
     assert {p: p.read_bytes() for p in run.glob("events.out.tfevents.*")} == curves  # a point at step 0 would hide them
     assert again == rows  # validating a checkpoint repeats the curve's last point
+    cli.main(["validate", "--config", str(config)])
+    row0, *others = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    assert row0["rounds"] == 0 and others == rows  # measuring the start loses nothing of the curve
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["rounds"] == 3 and summary["after"]["sampled"] == rows[-1]["benchmarks"]["sampled"]["accuracy"]
+    assert "already holds a run" in refused(
+        capsys, "fit", "--config", str(config), "--run_dir", str(run), "--ckpt_path", str(shutil.copy(
+            run / "checkpoints" / "round-000003-update-000.ckpt", tmp_path / "elsewhere.ckpt")))  # fmt: skip
     cli.main(["test", "--config", str(config), "--ckpt_path", "last"])
     cli.main(["predict", "--config", str(config), "--ckpt_path", "last"])
     predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]

@@ -156,3 +156,12 @@ def test_live_rows_keep_what_is_no_number_for_a_guard_to_find():
 
 def test_without_streams_no_row_is_live():
     assert live_rows({}, torch.tensor([0, 1])).tolist() == [False, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rewards", "margin"), [([0.2, 0.3], 0.1), ([0.0, 0.1, 0.05], 0.1), ([0.0, 0.3], 0.3)])
+def test_rewards_exactly_a_margin_apart_tie_in_every_precision(rewards, margin, dtype):
+    rewards = torch.tensor(rewards, dtype=dtype)
+    group = torch.zeros(len(rewards), dtype=torch.int64)
+    assert group_advantages(rewards, group, "none", "mean", tie_margin=margin).tolist() == [0.0] * len(rewards)
+    assert group_advantages(rewards, group, "none", "mean", tie_margin=margin * 0.999).abs().sum() > 0

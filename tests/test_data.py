@@ -10,9 +10,12 @@ from lightning.pytorch.callbacks import Callback
 from fulgurite.credit.group import Advantage
 from fulgurite.data.assemble import Samples, assemble
 from fulgurite.data.prompts import PromptOrder, encode
+from fulgurite.data.supervised_datamodule import SupervisedDataModule
 from fulgurite.data.transforms import RoundTransform, check_owners, find_transforms
 from fulgurite.models.causal_lm import load_tokenizer
+from fulgurite.modules.supervised import SupervisedFineTuning
 from fulgurite.seeding import address
+from fulgurite.tasks.protocol import Task
 from fulgurite.types import Completion, ConfigError, Prompt, Round, SamplingSpec, Segment, Verdict
 from tiny import TINY, EvenDigits, OptimizerSpec, tiny_benchmarks, tiny_data, tiny_grpo, tiny_trainer
 
@@ -278,3 +281,44 @@ def test_each_validation_samples_anew_with_the_current_weights_from_the_same_see
     first, second = ([row[1:] for row in seen if row[0] == epoch] for epoch in (0, 1))
     assert [row[0] for row in first] == ["easy", "easy", "hard"] and [len(row[1]) for row in first] == [3, 2, 2]
     assert (first == second) is same
+
+
+def test_prompts_with_one_id_and_benchmarks_of_any_name():
+    class Twins(EvenDigits):
+        def prompts(self, split):
+            return [replace(p, id="twin") for p in super().prompts(split)]
+
+    with pytest.raises(ConfigError, match="prompts with the id 'twin'; expected an id of its own"):
+        fit_rounds(tiny_data(task=Twins(digits=1)))
+    benchmarks = {name: tiny_benchmarks()["hard"] for name in ("train", "update", "math.v2")}
+    trainer = tiny_trainer(max_epochs=2, enable_checkpointing=False)
+    trainer.fit(tiny_grpo(), datamodule=tiny_data(benchmarks=benchmarks))
+    assert {f"eval/{name}/accuracy" for name in benchmarks} <= set(trainer.callback_metrics)
+
+
+def test_validating_in_inference_mode_spoils_no_later_fit():
+    data, module = tiny_data(benchmarks=tiny_benchmarks()), tiny_grpo()
+    tiny_trainer(inference_mode=True, enable_checkpointing=False).validate(module, datamodule=data, verbose=False)
+    tiny_trainer(max_epochs=1, enable_checkpointing=False).fit(module, datamodule=data)
+    assert int(module.updates) == 1
+
+
+def test_solutions_longer_than_the_model_and_tasks_without_solutions_are_refused():
+    class Long(EvenDigits):
+        def solution(self, prompt):
+            return "1" * 3000
+
+    def fit(task):
+        module = SupervisedFineTuning(TINY)
+        data = SupervisedDataModule(task, prompts_per_step=2, updates_per_round=1)
+        tiny_trainer(max_epochs=1, enable_checkpointing=False).fit(module, datamodule=data)
+
+    with pytest.raises(ConfigError, match="3005 tokens; expected at most 2048"):
+        fit(Long(digits=1))
+
+    class Unsolved(Task):
+        prompts, judge = EvenDigits.prompts, EvenDigits.judge
+        _prompt, _is_held_out, digits, held_out = EvenDigits._prompt, EvenDigits._is_held_out, 1, 0.1
+
+    with pytest.raises(ConfigError, match="Unsolved has no solutions to learn from"):
+        fit(Unsolved())

@@ -199,7 +199,7 @@ def test_only_safetensors_are_loaded(tmp_path):
     model = tiny()
     model.hf.config.save_pretrained(tmp_path)
     torch.save(model.hf.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
+    with pytest.raises(ConfigError, match="no usable model at .*model.safetensors"):
         CausalLM.load(str(tmp_path))
 
 

@@ -80,6 +80,9 @@ def test_a_source_maps_columns_and_names_file_and_line_in_errors(tmp_path):
     bad.write_text('{"question": "a", "answer": "b"}\n{"question": \n')
     with pytest.raises(ConfigError, match="bad.jsonl, line 2: expected a JSON object"):
         JsonlSource(str(bad)).rows(("question", "answer"))
+    bad.write_text('{"question": "a", "answer": null}\n')
+    with pytest.raises(ConfigError, match="bad.jsonl, line 1: answer is null"):
+        JsonlSource(str(bad)).rows(("question", "answer"))
     with pytest.raises(ConfigError, match="no file at"):
         JsonlSource(str(tmp_path / "none.jsonl"))
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from jsonargparse import ActionConfigFile, Namespace
 from jsonargparse._util import import_object
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from . import parallel  # noqa: F401 - registers the strategy fsdp2
 from .callbacks.checkpoint import checkpoints_in
@@ -58,7 +60,7 @@ class Parser(LightningArgumentParser):
     """Prints the error alone, without forty lines of usage, and a likely name for a misspelt class."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:
-        text = cause_of(ex, ConfigError) or str(message)
+        text = cause_of(ex, ConfigError) or sentence_in(str(message))
         misspelt = re.search(r"import path string: (\w+)", text)
         if misspelt:
             ours = [c.__name__ for c in SHORT_NAMES]
@@ -75,6 +77,11 @@ class SaveRun(SaveConfigCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
             path = unused(Path(trainer.default_root_dir), "config", "yaml")
+            first = path.with_name("config.yaml")
+            if first.exists():
+                warn_of_changes(
+                    yaml.safe_load(first.read_text()), yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+                )
             path.parent.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, path, skip_none=False, multifile=False)
             write_environment(trainer.default_root_dir)
@@ -122,7 +129,8 @@ class CLI(LightningCLI):
             settings.ckpt_path = str(found[-1])
         elif checkpoint and not Path(checkpoint).exists():
             raise ConfigError(f"--ckpt_path {checkpoint} does not exist; `last` stands for the newest of --run_dir")
-        elif self.subcommand == "fit" and not checkpoint and (run / "config.yaml").exists() and not rank_zero_only.rank:
+        resumes = bool(checkpoint) and Path(settings.ckpt_path).resolve().parent.parent == run.resolve()
+        if self.subcommand == "fit" and not resumes and (run / "config.yaml").exists() and not rank_zero_only.rank:
             raise ConfigError(f"{run} already holds a run; resume it with --ckpt_path last, or choose another --run_dir")
         if settings.weights_only is None:
             settings.weights_only = True  # a checkpoint is data: nothing in it may run
@@ -156,6 +164,24 @@ class CLI(LightningCLI):
         )
 
 
+def warn_of_changes(before: dict, now: dict) -> None:
+    """Names the settings of model and data that differ from those the run was started with."""
+
+    def flat(tree: object, name: str) -> dict[str, object]:
+        if not isinstance(tree, dict):
+            return {name: tree}
+        return {k: v for key, value in tree.items() for k, v in flat(value, f"{name}.{key}").items()}
+
+    for part in ("model", "data"):
+        old, new = flat(before.get(part), part), flat(now.get(part), part)
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
+                rank_zero_warn(
+                    f"{name} was {old.get(name)} and is now {new.get(name)}; the run goes on with the new setting, "
+                    "except that the optimizer's state and rates come from the checkpoint"
+                )
+
+
 def how_to_make(source: str, configs: list) -> str:
     """The command that trains the missing model, if a config beside those given has it as its run."""
     for folder in {Path(str(c)).parent for c in configs}:
@@ -171,6 +197,12 @@ def cause_of(error: BaseException | None, kind: type[Exception]) -> str | None:
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error and str(error)
+
+
+def sentence_in(text: str) -> str:
+    """The refusal among the lines with which jsonargparse reports that no type of a union fits; else the text."""
+    refusals = re.findall(r"- (.*; expected .*)", text)
+    return refusals[0] if "Union subtypes" in text and refusals else text
 
 
 def fail(text: str, code: int) -> None:
@@ -196,8 +228,10 @@ def run(argv: list[str]) -> None:
             args=argv,
         )
     except Exception as error:
-        if text := cause_of(error, ConfigError):
+        if text := cause_of(error, ConfigError) or cause_of(error, MisconfigurationException):
             fail(text, code=2)
         if text := cause_of(error, GuardError):
             fail(f"stopped by a guard: {text}", code=3)
+        if "Union subtypes" in str(error):
+            fail(sentence_in(str(error)), code=2)
         raise

@@ -2,9 +2,12 @@
 
 import pytest
 
+from fulgurite.callbacks.checkpoint import RoundCheckpoint, checkpoints_in
 from fulgurite.callbacks.samples import SampleLogger
+from fulgurite.data.supervised_datamodule import SupervisedDataModule
 from fulgurite.engines.transformers_engine import TransformersEngine
-from tiny import tiny_data, tiny_grpo, tiny_trainer
+from fulgurite.modules.supervised import SupervisedFineTuning
+from tiny import TINY, EvenDigits, tiny_data, tiny_grpo, tiny_trainer
 
 
 def files_of_a_run(folder, module=None, **data) -> dict[str, bytes]:
@@ -26,3 +29,31 @@ def test_how_many_rows_decode_at_once_changes_no_completion(tmp_path, max_rows):
     first = files_of_a_run(tmp_path / "a")
     second = files_of_a_run(tmp_path / "b", engine=TransformersEngine(max_rows=max_rows))
     assert first["000000.completions.jsonl"] == second["000000.completions.jsonl"]
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5])
+def test_a_run_that_is_told_to_stop_inside_a_round_resumes_to_the_same_bytes(tmp_path, stop):
+    def fit(folder, **settings):
+        callbacks = [SampleLogger(every_n_rounds=0), RoundCheckpoint(every_n_rounds=1)]
+        trainer = tiny_trainer(default_root_dir=folder, callbacks=callbacks, **settings)
+        found = checkpoints_in(folder)
+        trainer.fit(tiny_grpo(), datamodule=tiny_data(steps_per_round=3), ckpt_path=str(found[-1]) if found else None)
+        return {path.name: path.read_bytes() for path in sorted((folder / "rounds").iterdir())}
+
+    whole = fit(tmp_path / "whole", max_epochs=2)
+    fit(tmp_path / "stopped", max_epochs=2, max_steps=stop)
+    assert fit(tmp_path / "stopped", max_epochs=2) == whole
+
+
+def test_a_limited_supervised_round_resumes_where_it_stood(tmp_path):
+    def fit(folder, rounds):
+        callbacks = [SampleLogger(every_n_rounds=0), RoundCheckpoint(every_n_rounds=1)]
+        trainer = tiny_trainer(default_root_dir=folder, callbacks=callbacks, max_epochs=rounds, limit_train_batches=2)
+        found = checkpoints_in(folder)
+        data = SupervisedDataModule(EvenDigits(digits=1), prompts_per_step=4, updates_per_round=3)
+        trainer.fit(SupervisedFineTuning(TINY), datamodule=data, ckpt_path=str(found[-1]) if found else None)
+        return {path.name: path.read_bytes() for path in sorted((folder / "rounds").iterdir())}
+
+    whole = fit(tmp_path / "whole", 2)
+    fit(tmp_path / "halves", 1)
+    assert fit(tmp_path / "halves", 2) == whole and len(whole) == 2

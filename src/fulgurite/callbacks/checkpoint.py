@@ -22,12 +22,17 @@ class RoundCheckpoint(Checkpoint):
 
     Args:
         every_n_rounds: save at the end of every n-th round and of the last; 0 never does.
-        every_n_updates: save also inside a round after every n-th of its updates; 0 never does.
+        every_n_updates: save also inside a round after every n-th of its updates; 0 never does. A run that is told to stop
+            inside a round (`max_steps`, `max_time`) saves there too, unless every_n_rounds is 0.
         after_sampling: save also as soon as a round is sampled, so that it is never paid for twice.
         keep: the newest this many stay; at least 2, so that one is whole whatever happens while the other is written.
     """
 
     def __init__(self, every_n_rounds: int = 10, every_n_updates: int = 0, after_sampling: bool = False, keep: int = 2) -> None:
+        if every_n_rounds < 0 or every_n_updates < 0:
+            raise ConfigError(
+                f"checkpoint.every_n_rounds is {every_n_rounds}, every_n_updates {every_n_updates}; expected 0 (never) or more"
+            )
         if keep < 2:
             raise ConfigError(f"checkpoint.keep is {keep}; expected at least 2")
         self.every_n_rounds, self.every_n_updates = every_n_rounds, every_n_updates
@@ -42,13 +47,16 @@ class RoundCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx: int) -> None:
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if self.every_n_updates and not last and (batch_idx + 1) % self.every_n_updates == 0:
+        due = self.every_n_updates and (batch_idx + 1) % self.every_n_updates == 0
+        stops = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+        if not last and (due or (stops and self.every_n_rounds)):
             self.save(trainer, trainer.current_epoch, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         done = trainer.current_epoch + 1
         last = done == trainer.max_epochs or trainer.should_stop
-        if self.every_n_rounds and (done % self.every_n_rounds == 0 or last):
+        whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if whole and self.every_n_rounds and (done % self.every_n_rounds == 0 or last):
             self.save(trainer, done, 0)
 
     def save(self, trainer: L.Trainer, rounds: int, updates: int) -> None:
@@ -65,8 +73,10 @@ class RoundCheckpoint(Checkpoint):
 
 
 def checkpoints_in(run_dir: str | Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted((Path(run_dir) / "checkpoints").glob("round-*-update-*.ckpt"))
+    """The checkpoints of a run in the order in which they were written: after going back to an older one, what the run then
+    writes is newer than the rounds that it left."""
+    found = (Path(run_dir) / "checkpoints").glob("round-*-update-*.ckpt")
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 
 def _remove(path: Path) -> None:

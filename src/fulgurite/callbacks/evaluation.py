@@ -37,7 +37,9 @@ class EvaluationLog(Callback):
             **{name: int(getattr(module, name)) for name in ("updates", "sampled_tokens", "trained_tokens")},
             "benchmarks": benchmarks,
         }
-        rows = [old for old in read_rows(run / "evaluation.jsonl") if old["rounds"] < rounds] + [row]
+        fitting = trainer.state.fn == "fit"  # then later rows are of a future that this run leaves
+        old = [r for r in read_rows(run / "evaluation.jsonl") if r["rounds"] < rounds or (r["rounds"] > rounds and not fitting)]
+        rows = sorted([*old, row], key=lambda r: r["rounds"])
         _write(run / "evaluation.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
         self._summarise(trainer, run, rows)
 
@@ -73,8 +75,10 @@ class EvaluationLog(Callback):
         old = json.loads((run / "summary.json").read_text()) if (run / "summary.json").exists() else {}
         fitting = trainer.state.fn == "fit" and timer is not None
         first, last = rows[0], rows[-1]
+        counters = ("rounds", "updates", "sampled_tokens", "trained_tokens")
+        counted = {name: int(getattr(trainer.lightning_module, name)) for name in counters} if fitting else old or last
         summary = {
-            **{name: last[name] for name in ("rounds", "updates", "sampled_tokens", "trained_tokens")},
+            **{name: counted[name] for name in counters},
             "seed": getattr(trainer.datamodule, "seed", None),
             "before": _point(first),
             "after": _point(last),

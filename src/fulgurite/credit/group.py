@@ -74,7 +74,9 @@ def group_advantages(
         ddof = int(scale == "sample_std")
         std = (empty.scatter_add(0, index, centred.square()) / (size - ddof)).sqrt()
         advantages = centred / (std + adv_eps)[index]
-    return torch.where((highest - lowest <= tie_margin)[index], 0.0, advantages).to(rewards.dtype)
+    rounding = 2 * torch.finfo(rewards.dtype).eps * torch.maximum(highest.abs(), lowest.abs()) if tie_margin else 0.0
+    tied = highest - lowest <= tie_margin + rounding  # so that a margin of 0.1 ties 0.2 and 0.3 in float32 too
+    return torch.where(tied[index], 0.0, advantages).to(rewards.dtype)
 
 
 @dataclass(frozen=True)

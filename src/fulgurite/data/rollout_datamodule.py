@@ -75,6 +75,8 @@ class RolloutDataModule(TaskDataModule):
                 "completions_per_prompt is 1, and a group of one has no advantage over itself: every update would be empty; "
                 "set completions_per_prompt to 2 or more, or advantage to null with a callback that sets the credit"
             )
+        if max_fill_rounds < 0:
+            raise ConfigError(f"max_fill_rounds is {max_fill_rounds}; expected 0 or more")
         if sampling.n not in (1, completions_per_prompt):
             raise ConfigError(f"sampling.n is {sampling.n}; leave it out: completions_per_prompt is {completions_per_prompt}")
         if fill_to is not None and (zero_variance == "keep" or fill_to % completions_per_prompt):
@@ -214,7 +216,7 @@ class RolloutDataModule(TaskDataModule):
     def state_dict(self) -> dict:
         """The held round of every rank and the position in it; nothing at the end of a round. Called on every rank."""
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
-        finished = self.held is None or done >= self.updates_per_round
+        finished = self.held is None or done >= self.trainer.num_training_batches
         mine = None if finished else self.held.to_state()
         ranks = [mine]
         if self.trainer.world_size > 1:

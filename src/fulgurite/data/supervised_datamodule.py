@@ -72,6 +72,12 @@ class SupervisedDataModule(TaskDataModule):
             samples.verdicts.append(Verdict("correct", {}, 0.0))
             samples.steps.append(0)
         rows = assemble(samples, number=0, weight_version=0, temperature=1.0).all_rows()
+        limit = self.trainer.lightning_module.sampling_model.hf.config.max_position_embeddings
+        if rows.tokens.shape[1] > limit:
+            raise ConfigError(
+                f"a prompt with its solution has {rows.tokens.shape[1]} tokens; "
+                f"expected at most {limit}, the model's positions: drop long rows from the split"
+            )
         gold = torch.where(rows.segments == int(Segment.SAMPLED), int(Segment.GOLD), rows.segments).to(torch.uint8)
         return Minibatch(rows.tokens, gold)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -87,17 +88,25 @@ class TaskDataModule(L.LightningDataModule, ABC):
         if isinstance(trainer.strategy, FSDPStrategy):
             raise ConfigError("trainer.strategy is FSDP1, which breaks with manual optimisation; use fsdp2")
         self.bound_model, self.start, self.encoded = None, 0, {}
+        for benchmark in self.benchmarks.values():
+            self.prompts_of(benchmark.split)
 
     def prompts_of(self, split: str) -> list[Prompt]:
         """The prompts of a split with their tokens.
 
         Raises:
-            ConfigError: the split is empty.
+            ConfigError: the split is empty, or two of its prompts have one id: random draws are addressed by it.
         """
         if split not in self.encoded:
-            self.encoded[split] = encode(self.task.prompts(split), self.trainer.lightning_module.tokenizer)
-        if not self.encoded[split]:
-            raise ConfigError(f"the split {split!r} has no prompts; expected at least one")
+            prompts = encode(self.task.prompts(split), self.trainer.lightning_module.tokenizer)
+            if not prompts:
+                raise ConfigError(f"the split {split!r} has no prompts; expected at least one")
+            name, count = Counter(p.id for p in prompts).most_common(1)[0]
+            if count > 1:
+                raise ConfigError(
+                    f"the split {split!r} has {count} prompts with the id {name!r}; expected an id of its own for each"
+                )
+            self.encoded[split] = prompts
         return self.encoded[split]
 
     def train_dataloader(self) -> RolloutLoader:
@@ -111,7 +120,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
     def position(self) -> int:
         """Minibatches of the current round that are done; 0 at its end, where nothing of it is left to save."""
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
-        return done if done < self.updates_per_round else 0
+        return done if done < self.trainer.num_training_batches else 0
 
     def sync_weights(self) -> None:
         """Brings the engine to the module's current weights. Every rank must call it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -61,7 +62,10 @@ def load_tokenizer(source: str | TinyModel) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    return _tiny_tokenizer(source) if isinstance(source, TinyModel) else AutoTokenizer.from_pretrained(_found(source))
+    if isinstance(source, TinyModel):
+        return _tiny_tokenizer(source)
+    with _named_in_errors(source):
+        return AutoTokenizer.from_pretrained(_found(source))
 
 
 class CausalLM(nn.Module):
@@ -90,8 +94,7 @@ class CausalLM(nn.Module):
         """A model from a folder or hub name (safetensors only, no remote code), or a tiny random one, on the CPU.
 
         Raises:
-            ConfigError: `source` looks like a folder and there is none.
-            OSError: no model of that name, or one without safetensors.
+            ConfigError: no model of that name can be loaded, or one without safetensors.
         """
         from transformers import AutoModelForCausalLM
 
@@ -99,7 +102,9 @@ class CausalLM(nn.Module):
             if isinstance(source, TinyModel):
                 torch.default_generator.manual_seed(source.seed)
                 return cls(AutoModelForCausalLM.from_config(_tiny_config(source), dtype=torch.float32).to(dtype))
-            return cls(AutoModelForCausalLM.from_pretrained(_found(source), dtype=dtype, use_safetensors=True).train())
+            with _named_in_errors(source):
+                hf = AutoModelForCausalLM.from_pretrained(_found(source), dtype=dtype, use_safetensors=True)
+            return cls(hf.train())
 
     def score(self, tokens: Tensor, keep: Tensor, temperature: float = 1.0, compare: Compare | None = None) -> Scores:
         """Log-probability and entropy at every kept token, in chunks that never hold tokens x vocabulary.
@@ -179,6 +184,21 @@ class CausalLM(nn.Module):
 def _placed(values: Tensor, keep: Tensor) -> Tensor:
     """(K,) values at the kept places of an (N, L) tensor of zeros."""
     return values.new_zeros(keep.shape).masked_scatter(keep, values)
+
+
+@contextmanager
+def _named_in_errors(source: str) -> Iterator[None]:
+    """What transformers says of a source that it cannot load, in one sentence."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise ConfigError(
+            f"no usable model at {source!r}: {reason}; "
+            "expected a transformers folder with safetensors, or a hub name and network"
+        ) from error
 
 
 def _found(source: str) -> str:

@@ -62,7 +62,7 @@ class RoundModule(L.LightningModule, ABC):
         self.frozen: dict[str, CausalLM] = {}
         self.clock = PhaseClock()
         self.last_update: dict[str, float] = {}
-        self.benchmark_metrics = torch.nn.ModuleDict()
+        self.benchmark_metrics: dict[str, torch.nn.ModuleList] = {}
         for counter in COUNTERS:
             self.register_buffer(counter, torch.zeros((), dtype=torch.int64))
 
@@ -257,5 +257,5 @@ class RoundModule(L.LightningModule, ABC):
             accuracy, count = float(mean.compute()), float(prompts.compute())
             low, high = wilson_interval(accuracy, count)
             values = {"accuracy": accuracy, "low": low, "high": high, "prompts": count}
-            self.log_dict({f"eval/{name}/{key}": value for key, value in values.items()})
-            mean.reset(), prompts.reset()
+            self.log_dict({f"eval/{name}/{key}": value for key, value in values.items()}, sync_dist=True)
+        self.benchmark_metrics.clear()

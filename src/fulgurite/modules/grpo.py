@@ -83,6 +83,8 @@ class GRPO(RoundModule):
                 f"aggregation is {aggregation} and const_len is {const_len}; "
                 "const_len belongs to seq_mean_token_sum_const, and to nothing else"
             )
+        if const_len is not None and const_len < 1:
+            raise ConfigError(f"const_len is {const_len}; expected at least 1: the longest completion in tokens")
         frozen = {"reference": policy if reference is None else reference} if kl_beta else {}
         super().__init__({"policy": policy}, frozen, {"policy": optimizer}, tokens_per_microbatch)
         self.eps_low, self.eps_high, self.dual_clip = eps_low, eps_high, dual_clip

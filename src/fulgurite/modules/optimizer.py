@@ -33,6 +33,11 @@ class OptimizerSpec:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.weight_decay < 0 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(
+                f"optimizer has betas {list(self.betas)} and weight_decay {self.weight_decay}; "
+                "expected betas from 0 to below 1 and a weight_decay of 0 or more"
+            )
         if self.learning_rate < 0 or self.max_grad_norm < 0 or self.warmup_updates < 0:
             raise ConfigError(
                 f"optimizer has learning_rate {self.learning_rate}, max_grad_norm {self.max_grad_norm}, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from ..types import Completion, Prompt, Verdict
+from ..types import Completion, ConfigError, Prompt, Verdict
 
 
 class Task(ABC):
@@ -23,8 +23,12 @@ class Task(ABC):
         """The verdict on one completion. The text is hostile: never evaluate it."""
 
     def solution(self, prompt: Prompt) -> str:
-        """A correct completion to learn from, without end-of-sequence token."""
-        raise NotImplementedError(f"{type(self).__name__} has no solutions to learn from")
+        """A correct completion to learn from, without end-of-sequence token.
+
+        Raises:
+            ConfigError: the task has none.
+        """
+        raise ConfigError(f"{type(self).__name__} has no solutions to learn from; use a task that has, or learn from verdicts")
 
 
 def binary_verdict(outcome: str) -> Verdict:

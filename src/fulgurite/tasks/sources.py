@@ -46,7 +46,7 @@ class JsonlSource:
     def _row(self, line: str, number: int, wanted: tuple[str, ...]) -> dict[str, str]:
         try:
             row = json.loads(line)
-            return {name: str(row[self.columns.get(name, name)]) for name in wanted}
+            values = {name: row[self.columns.get(name, name)] for name in wanted}
         except (json.JSONDecodeError, TypeError) as error:
             raise ConfigError(f"{self.path}, line {number}: expected a JSON object ({error})") from None
         except KeyError as missing:
@@ -54,3 +54,9 @@ class JsonlSource:
                 f"{self.path}, line {number}: no column {missing}; it has {', '.join(sorted(row))}. "
                 f"Map it with `columns: {{{wanted[0]}: NAME}}`"
             ) from None
+        empty = [name for name, value in values.items() if value is None]
+        if empty:
+            raise ConfigError(
+                f"{self.path}, line {number}: {empty[0]} is null; expected text or a number. Correct or drop the line"
+            )
+        return {name: str(value) for name, value in values.items()}
