@@ -1,5 +1,7 @@
 """The same seed gives the same bytes; another seed does not; memory settings change nothing that was sampled."""
 
+import json
+
 import pytest
 
 from fulgurite.callbacks.checkpoint import RoundCheckpoint, checkpoints_in
@@ -7,7 +9,7 @@ from fulgurite.callbacks.samples import SampleLogger
 from fulgurite.data.supervised_datamodule import SupervisedDataModule
 from fulgurite.engines.transformers_engine import TransformersEngine
 from fulgurite.modules.supervised import SupervisedFineTuning
-from tiny import TINY, EvenDigits, tiny_data, tiny_grpo, tiny_trainer
+from tiny import TINY, EvenDigits, OptimizerSpec, tiny_data, tiny_grpo, tiny_trainer
 
 
 def files_of_a_run(folder, module=None, **data) -> dict[str, bytes]:
@@ -57,3 +59,17 @@ def test_a_limited_supervised_round_resumes_where_it_stood(tmp_path):
     whole = fit(tmp_path / "whole", 2)
     fit(tmp_path / "halves", 1)
     assert fit(tmp_path / "halves", 2) == whole and len(whole) == 2
+
+
+def test_a_finished_run_with_a_falling_rate_goes_on_at_the_rate_of_the_larger_budget(tmp_path):
+    def fit(rounds):
+        optimizer = OptimizerSpec(learning_rate=1e-2, schedule="linear")
+        callbacks = [SampleLogger(every_n_rounds=0), RoundCheckpoint(every_n_rounds=1)]
+        trainer = tiny_trainer(default_root_dir=tmp_path, callbacks=callbacks, max_epochs=rounds)
+        found = checkpoints_in(tmp_path)
+        trainer.fit(tiny_grpo(optimizer=optimizer), datamodule=tiny_data(), ckpt_path=str(found[-1]) if found else None)
+
+    fit(2)
+    fit(4)
+    rows = [json.loads((tmp_path / "rounds" / f"00000{n}.updates.jsonl").read_text()) for n in range(4)]
+    assert [row["lr/policy"] for row in rows] == pytest.approx([1e-2, 0.5e-2, 0.5e-2, 0.25e-2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Literal
 
@@ -10,7 +11,7 @@ from ..types import ConfigError, Round
 STAGES = ("advantage", "reweight", "select")
 
 
-class RoundTransform:
+class RoundTransform(ABC):
     """A callback that changes each round before its first update.
 
     Attributes:
@@ -23,9 +24,9 @@ class RoundTransform:
     streams: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
 
+    @abstractmethod
     def transform(self, held: Round) -> Round:
         """The changed round. Pure: the same round gives the same result on every call."""
-        raise NotImplementedError
 
 
 def find_transforms(callbacks: Iterable[object]) -> list[RoundTransform]:

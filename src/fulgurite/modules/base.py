@@ -115,6 +115,12 @@ class RoundModule(L.LightningModule, ABC):
         optimizer, schedule = build_optimizer(self.trained, self.optimizer_specs, total)
         return [optimizer], [schedule]
 
+    def on_train_start(self) -> None:
+        """The rates of the next update from the schedule: a resumed run may have been given more rounds than it had."""
+        schedule, groups = self.lr_schedulers(), self.optimizers().param_groups
+        for group, peak, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = peak * factor(schedule.last_epoch)
+
     # Scoring a round
 
     def add_columns(self, held: Round, names: tuple[str, ...]) -> Round:
