@@ -76,6 +76,7 @@ def refused(capsys, *argv: str) -> str:
         (["--model.init_args.policy", "runs/none/policy"], "no model at runs/none/policy"),
         (["--model.class_path", "GRPPO"], "no class 'GRPPO'; did you mean GRPO?"),
         (["--trainer.strategy", "fsdp"], "use fsdp2"),
+        (["--trainer.strategy", "ddq"], "trainer.strategy is ddq, which is unknown; did you mean ddp?"),
         (["--config", "none.yaml"], "File does not exist"),
         (["--ckpt_path", "last"], "finds no checkpoint"),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt does not exist"),

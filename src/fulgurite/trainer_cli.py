@@ -16,6 +16,7 @@ from jsonargparse import ActionConfigFile, Namespace
 from jsonargparse._util import import_object
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
@@ -116,11 +117,14 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
         run = Path(settings.run_dir)
-        if isinstance(settings.trainer.strategy, str) and settings.trainer.strategy.startswith("fsdp") \
-                and not settings.trainer.strategy.startswith("fsdp2"):  # fmt: skip
-            raise ConfigError(
-                f"trainer.strategy is {settings.trainer.strategy}, which breaks with manual optimisation; use fsdp2"
-            )
+        strategy = settings.trainer.strategy
+        if isinstance(strategy, str):
+            if strategy.startswith("fsdp") and not strategy.startswith("fsdp2"):
+                raise ConfigError(f"trainer.strategy is {strategy}, which breaks with manual optimisation; use fsdp2")
+            known = ["auto", *StrategyRegistry.available_strategies()]
+            if strategy not in known:
+                near = difflib.get_close_matches(strategy, known, n=1) or ["auto, ddp or fsdp2"]
+                raise ConfigError(f"trainer.strategy is {strategy}, which is unknown; did you mean {near[0]}?")
         checkpoint = settings.get("ckpt_path")
         if checkpoint == "last":
             found = checkpoints_in(run)
