@@ -11,6 +11,7 @@ from fulgurite.credit.group import Advantage
 from fulgurite.data.assemble import Samples, assemble
 from fulgurite.data.prompts import PromptOrder, encode
 from fulgurite.data.supervised_datamodule import SupervisedDataModule
+from fulgurite.data.task_datamodule import Benchmark
 from fulgurite.data.transforms import RoundTransform, check_owners, find_transforms
 from fulgurite.models.causal_lm import load_tokenizer
 from fulgurite.modules.supervised import SupervisedFineTuning
@@ -229,11 +230,17 @@ def test_sampled_tokens_count_every_completion_token():
         ({"fill_to": 9}, "zero_variance: drop"),
         ({"fill_to": 10, "zero_variance": "drop"}, "multiple of completions_per_prompt"),
         ({"sampling": SamplingSpec(n=5)}, "sampling.n is 5"),
+        ({"sampling": SamplingSpec(seed=7)}, "sampling.seed is 7"),
     ],
 )
 def test_impossible_numbers_are_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
         tiny_data(**settings)
+
+
+def test_a_benchmark_has_no_seed_of_its_own():
+    with pytest.raises(ConfigError, match="sampling.seed is 7"):
+        Benchmark("held_out", SamplingSpec(seed=7))
 
 
 def test_a_group_of_one_is_fine_without_a_group_baseline():

@@ -7,13 +7,13 @@ import os
 import re
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import lightning as L
 import torch
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
-from jsonargparse._util import import_object
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
@@ -142,7 +142,7 @@ class CLI(LightningCLI):
 
     def _models(self, settings: Namespace) -> None:
         """Makes models tiny where asked, and refuses a missing folder with the command that makes it."""
-        for name in import_object(settings.model.class_path).model_arguments:
+        for name in resolve_name(settings.model.class_path).model_arguments:
             source = settings.model.init_args.get(name)
             if not isinstance(source, str):
                 continue

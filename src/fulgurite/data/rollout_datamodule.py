@@ -79,6 +79,8 @@ class RolloutDataModule(TaskDataModule):
             raise ConfigError(f"max_fill_rounds is {max_fill_rounds}; expected 0 or more")
         if sampling.n not in (1, completions_per_prompt):
             raise ConfigError(f"sampling.n is {sampling.n}; leave it out: completions_per_prompt is {completions_per_prompt}")
+        if sampling.seed:
+            raise ConfigError(f"sampling.seed is {sampling.seed}; leave it out: the run's seed addresses every draw")
         if fill_to is not None and (zero_variance == "keep" or fill_to % completions_per_prompt):
             raise ConfigError(
                 f"fill_to is {fill_to} with zero_variance {zero_variance} and completions_per_prompt {completions_per_prompt}; "

@@ -40,6 +40,10 @@ class Benchmark:
     prompts_per_batch: int = 512
 
     def __post_init__(self) -> None:
+        if self.sampling.seed:
+            raise ConfigError(
+                f"a benchmark's sampling.seed is {self.sampling.seed}; leave it out: the run's seed addresses every draw"
+            )
         if self.prompts_per_batch < 1 or (self.limit is not None and self.limit < 1):
             raise ConfigError(
                 f"a benchmark has limit {self.limit} and prompts_per_batch {self.prompts_per_batch}; expected at least 1"
