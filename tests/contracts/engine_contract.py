@@ -15,7 +15,7 @@ TOKENIZER = load_tokenizer(TinyModel(alphabet=ALPHABET))
 
 def perturbed(architecture="qwen2", **shape):
     """A tiny model far from uniform, so that two contexts have two distributions."""
-    model = CausalLM.load(TinyModel(architecture, alphabet=ALPHABET, seed=1, **shape))
+    model = CausalLM.load(TinyModel(architecture, alphabet=ALPHABET, heads=3, kv_heads=3, seed=1, **shape))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for weight in model.parameters():
@@ -25,7 +25,7 @@ def perturbed(architecture="qwen2", **shape):
 
 def tabular(logits):
     """A model whose next-token logits are row `token` of the (V, V) table, whatever came before."""
-    model = CausalLM.load(TinyModel(alphabet=ALPHABET))
+    model = CausalLM.load(TinyModel(alphabet=ALPHABET, heads=3, kv_heads=3))
     model.hf.config.tie_word_embeddings = False
     hidden = model.hf.config.hidden_size
     with torch.no_grad():
@@ -72,6 +72,23 @@ def scored(model, prompts, completions, temperature):
     return [logprobs[i][keep[i]].tolist() for i in range(len(rows))]
 
 
+def left_by_the_cut(row, spec):
+    """(V,) probabilities of a row of logits after temperature, top-k and top-p."""
+    whole = (row / spec.temperature).softmax(-1)
+    order = whole.argsort(descending=True)[: spec.top_k or None]
+    mass = whole[order] / whole[order].sum()
+    kept = order[: int((mass.cumsum(0) < spec.top_p).sum()) + 1]
+    return torch.zeros_like(whole).index_copy(0, kept, whole[kept] / whole[kept].sum())
+
+
+def drawn_from(model, prompt, completion, spec):
+    """Log-probabilities of the completion's tokens in the distributions that they were drawn from, token by token."""
+    row = prompt.token_ids + completion.token_ids
+    with torch.no_grad():
+        logits = model.hf(torch.tensor([row])).logits[0, len(prompt.token_ids) - 1 : -1]
+    return [float(left_by_the_cut(x, spec)[token].log()) for x, token in zip(logits, completion.token_ids, strict=True)]
+
+
 def generated(model, prompt, steps):
     """Greedy continuation by transformers itself."""
     row = torch.tensor([prompt.token_ids])
@@ -115,11 +132,15 @@ class EngineContract:
     @pytest.mark.parametrize("top_p, top_k", [(1.0, 0), (0.8, 20)])
     @pytest.mark.parametrize("temperature", [1.0, 0.7])
     @pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
-    def test_logprobs_equal_a_scoring_pass(self, architecture, temperature, top_p, top_k):
+    def test_logprobs_are_those_of_the_distribution_drawn_from(self, architecture, temperature, top_p, top_k):
         model, prompts = perturbed(architecture), random_prompts(5, 9, 2)
         spec = SamplingSpec(temperature, top_p, top_k, max_new_tokens=20, n=4)
         completions = self.make(model).generate(prompts, spec)
-        expected = scored(model, [p for p in prompts for _ in range(4)], completions, spec.scoring_temperature)
+        owners = [p for p in prompts for _ in range(4)]
+        expected = [drawn_from(model, p, c, spec) for p, c in zip(owners, completions, strict=True)]
+        if top_p == 1 and not top_k:
+            whole = scored(model, owners, completions, spec.scoring_temperature)
+            assert all(x == pytest.approx(y, abs=1e-4) for x, y in zip(expected, whole, strict=True))
         for completion, logprobs in zip(completions, expected, strict=True):
             assert completion.logprobs == pytest.approx(logprobs, abs=1e-4)
         assert sum(len(c.token_ids) for c in completions) > 100
@@ -179,16 +200,13 @@ class EngineContract:
         completions = self.make(tabular(logits)).generate([prompt("7")], spec)
         tokens = [c.token_ids[0] for c in completions]
         row = logits[TOKENIZER("7").input_ids[0]]
-        whole = (row / temperature).softmax(-1)
-        order = whole.argsort(descending=True)[: top_k or None]
-        mass = whole[order] / whole[order].sum()
-        kept = order[: int((mass.cumsum(0) < top_p).sum()) + 1]
-        wanted = torch.zeros(VOCABULARY).index_copy(0, kept, whole[kept] / whole[kept].sum())
+        wanted = left_by_the_cut(row, spec)
+        kept = wanted.nonzero().flatten()
         assert chi_square(tokens, wanted) < 4
         assert set(tokens) <= set(kept.tolist())
         for other in (temperature * 0.8, temperature * 1.25):
             assert chi_square(tokens, (row / other).softmax(-1)) > 4, "the check could not tell another temperature"
-        assert [c.logprobs[0] for c in completions] == pytest.approx(whole[tokens].log().tolist(), abs=1e-4)
+        assert [c.logprobs[0] for c in completions] == pytest.approx(wanted[tokens].log().tolist(), abs=1e-4)
 
     @pytest.mark.parametrize(
         "stop, kept, text",

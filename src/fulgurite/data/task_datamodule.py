@@ -13,12 +13,14 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from ..engines.protocol import Engine
 from ..engines.transformers_engine import TransformersEngine
+from ..engines.weights import ChecksummedWeights
 from ..parallel import agree
 from ..seeding import address
 from ..tasks.protocol import Task
 from ..types import Completion, ConfigError, EvaluationBatch, Minibatch, Prompt, SamplingSpec, Verdict
 from .prompts import encode
 from .rollout_loader import RolloutLoader
+from .weight_check import check_load
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -62,6 +64,8 @@ class TaskDataModule(L.LightningDataModule, ABC):
     """
 
     updates_per_round: int
+    temperature: float = 1.0
+    """Of the samples trained on; the engine is checked at it."""
 
     def __init__(
         self, task: Task, train_split: str, benchmarks: dict[str, Benchmark], engine: Engine | None, seed: int
@@ -127,14 +131,17 @@ class TaskDataModule(L.LightningDataModule, ABC):
         return done if done < self.trainer.num_training_batches else 0
 
     def sync_weights(self) -> None:
-        """Brings the engine to the module's current weights. Every rank must call it."""
+        """Brings the engine to the module's current weights, and checks that it has them. Every rank must call it."""
         module = self.trainer.lightning_module
         with module.clock("sync"):
             if self.bound_model is not module.sampling_model:
                 self.engine.bind(module.sampling_model, module.tokenizer)
                 self.bound_model, self.engine.version = module.sampling_model, None
             if self.engine.version != int(module.updates):
-                self.engine.load_weights(module.sampling_model.named_full_weights(), int(module.updates))
+                weights = ChecksummedWeights(module.sampling_model.named_full_weights(), self.engine.dtype)
+                self.engine.load_weights(weights, int(module.updates))
+                if self.engine.copies:
+                    check_load(self.trainer, self.engine, weights, self.temperature)
 
     def sample(self, prompts: Sequence[Prompt], spec: SamplingSpec) -> tuple[list[Completion], list[Verdict]]:
         """`spec.n` judged completions of each prompt, prompt by prompt."""
@@ -186,3 +193,4 @@ class BenchmarkLoader:
                 completions, verdicts = agree(trainer, f"sampling {self.name}", self.data.sample, mine, spec)
             correct = torch.tensor([float(v.outcome == "correct") for v in verdicts]).view(len(mine), spec.n)
             yield EvaluationBatch(self.name, correct, tuple(mine), tuple(completions), tuple(verdicts))
+        self.data.engine.sleep()

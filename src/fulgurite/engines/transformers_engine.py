@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..seeding import address
 from ..types import Completion, ConfigError, Prompt, SamplingSpec
 from .protocol import Engine
+from .requests import check_requests, cut, end_tokens
+from .weights import Fingerprint, checksum
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedTokenizerBase
@@ -34,11 +36,11 @@ class TransformersEngine(Engine):
         self.max_rows = max_rows
 
     def bind(self, model: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.copied = model.is_sharded
-        self.model = model.unsharded_like() if self.copied else model
+        self.copies = model.is_sharded
+        self.model = model.unsharded_like() if self.copies else model
         self.tokenizer = tokenizer
-        self.end_tokens = _end_tokens(model.hf.generation_config, model.hf.config, tokenizer)
-        self.version = None
+        self.end_tokens = end_tokens(model.hf.generation_config, model.hf.config, tokenizer)
+        self.dtype, self.limit, self.version = model.hf.dtype, model.hf.config.max_position_embeddings, None
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Fills the copy of a sharded model. Live weights need no loading, so there `weights` is not looked at.
@@ -46,7 +48,7 @@ class TransformersEngine(Engine):
         Raises:
             ValueError: the streamed names are not those of the model.
         """
-        if self.copied:
+        if self.copies:
             missing = dict(self.model.named_full_weights())
             for name, weight in weights:
                 if name not in missing:
@@ -56,11 +58,14 @@ class TransformersEngine(Engine):
                 raise ValueError(f"weights {sorted(missing)} were not streamed; expected each of the model once")
         self.version = version
 
+    def fingerprint(self) -> Fingerprint:
+        return [((name,), weight.numel(), int(checksum(weight))) for name, weight in self.model.named_full_weights()]
+
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], spec: SamplingSpec) -> list[Completion]:
-        if self.copied and self.version is None:
+        if self.copies and self.version is None:
             raise RuntimeError("the copy of a sharded model holds no weights yet; call load_weights first")
-        self._check(prompts, spec)
+        check_requests(prompts, spec, self.limit)
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
         size = max(1, self.max_rows // spec.n)
         groups: dict[int, list[Completion]] = {}
@@ -70,18 +75,6 @@ class TransformersEngine(Engine):
                 rows = self._decode([prompts[i] for i in chosen], spec)
                 groups.update((i, rows[k * spec.n : (k + 1) * spec.n]) for k, i in enumerate(chosen))
         return [completion for i in range(len(prompts)) for completion in groups[i]]
-
-    def _check(self, prompts: Sequence[Prompt], spec: SamplingSpec) -> None:
-        limit = self.model.hf.config.max_position_embeddings
-        for prompt in prompts:
-            length = len(prompt.token_ids)
-            if not length:
-                raise ValueError(f"prompt {prompt.id!r} has no tokens; expected token_ids filled by the tokenizer")
-            if length + spec.max_new_tokens > limit:
-                raise ConfigError(
-                    f"prompt {prompt.id!r} has {length} tokens and sampling.max_new_tokens is {spec.max_new_tokens}; "
-                    f"expected a sum of at most {limit}, the model's positions: lower it or drop long prompts"
-                )
 
     def _decode(self, prompts: Sequence[Prompt], spec: SamplingSpec) -> list[Completion]:
         """Completions of prompts that fit into one batch, N = Q * n rows."""
@@ -151,7 +144,7 @@ class TransformersEngine(Engine):
         tokens, logprobs, lengths = tokens.tolist(), logprobs.tolist(), lengths.tolist()
         tokens = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
         logprobs = [row[:length] for row, length in zip(logprobs, lengths, strict=True)]
-        texts = [_cut(text, stop) for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        texts = [cut(text, stop) for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         reasons = ["stop" if end else "length" for end in finished.tolist()]
         return [Completion(tuple(t), tuple(p), r, x) for t, p, r, x in zip(tokens, logprobs, reasons, texts, strict=True)]
 
@@ -159,8 +152,8 @@ class TransformersEngine(Engine):
 def draw_tokens(logits: Tensor, uniforms: Tensor, spec: SamplingSpec) -> tuple[Tensor, Tensor]:
     """One token per row by inversion of the distribution function, and its log-probability.
 
-    The log-probability is that of the whole distribution at `spec.scoring_temperature`, before top-k and top-p cut it.
-    Top-p looks at what top-k left, renormalised.
+    The log-probability is that of the distribution drawn from: at `spec.scoring_temperature`, renormalised over what top-k
+    and top-p left. Top-p looks at what top-k left, renormalised.
 
     Args:
         logits: (R, V), any floating dtype. uniforms: (R,) float64 in [0, 1); not read when the temperature is 0.
@@ -176,7 +169,9 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, spec: SamplingSpec) -> tuple[T
         probabilities = probabilities[:, : spec.top_k or None]
         before = probabilities.cumsum(-1) - probabilities
         inside = before < spec.top_p * probabilities.sum(-1, keepdim=True)
-        tokens = order.gather(1, _invert(torch.where(inside, probabilities, 0.0), uniforms))
+        kept = torch.where(inside, probabilities, 0.0)
+        tokens = order.gather(1, _invert(kept, uniforms))
+        logprobs -= kept.sum(-1, keepdim=True).log().float()
     else:
         tokens = _invert(logprobs.exp().double(), uniforms)
     return tokens[:, 0], logprobs.gather(1, tokens)[:, 0]
@@ -196,17 +191,6 @@ def _uniforms(prompts: Sequence[Prompt], spec: SamplingSpec) -> Tensor:
     for row, where in zip(rows, addresses, strict=True):
         row.uniform_(generator=generator.manual_seed(address(spec.seed, *where)))
     return rows
-
-
-def _end_tokens(*sources) -> list[int]:
-    """Every end-of-sequence id that a generation config, a config or a tokenizer names."""
-    named = [getattr(source, "eos_token_id", None) for source in sources]
-    return sorted({i for ids in named if ids is not None for i in (ids if isinstance(ids, list) else [ids])})
-
-
-def _cut(text: str, stop: Sequence[str]) -> str:
-    """The text before the first stop text in it."""
-    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
 
 
 @contextmanager

@@ -30,6 +30,7 @@ class TinyModel:
     Args:
         architecture: whose layers it has.
         hidden_size, intermediate_size, layers, heads, kv_heads: its shape.
+        head_dim: width of a head; by default hidden_size / heads. vLLM reads it for `qwen3` and `llama` only.
         alphabet: the characters its tokenizer knows; None for every byte.
         max_positions: longest row in tokens.
         seed: of the weights.
@@ -41,6 +42,7 @@ class TinyModel:
     layers: int = 2
     heads: int = 6
     kv_heads: int = 6
+    head_dim: int | None = None
     alphabet: str | None = None
     max_positions: int = 2048
     seed: int = 0
@@ -141,6 +143,16 @@ class CausalLM(nn.Module):
                 weight = weight.detach()
                 yield name, weight.full_tensor() if self.is_sharded else weight
 
+    def tied_weights(self) -> dict[str, str]:
+        """{further name of a weight: the name under which `named_full_weights` yields it}"""
+        names: dict[int, str] = {}
+        tied = {}
+        for name, weight in self.hf.state_dict(keep_vars=True).items():
+            first = names.setdefault(id(weight), name)
+            if first != name:
+                tied[name] = first
+        return tied
+
     def shard(self, mesh: DeviceMesh) -> None:
         """Shards the parameters over a one-dimensional mesh (FSDP2): each decoder layer, then the rest."""
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -230,7 +242,7 @@ def _tiny_config(tiny: TinyModel):
         num_hidden_layers=tiny.layers,
         num_attention_heads=tiny.heads,
         num_key_value_heads=tiny.kv_heads,
-        head_dim=tiny.hidden_size // tiny.heads,
+        head_dim=tiny.head_dim or tiny.hidden_size // tiny.heads,
         max_position_embeddings=tiny.max_positions,
         tie_word_embeddings=True,
         pad_token_id=SPECIALS.index("<pad>"),
