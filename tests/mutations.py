@@ -119,6 +119,20 @@ BREAKS = (
         GRPO + "test_the_old_column_is_the_policy_at_the_start_of_the_round",
     ),
     Break(
+        "importance of what is learned",
+        "modules/grpo.py",
+        'self._mismatch(old, rows.columns["engine"], keep)',
+        'self._mismatch(scores.logprobs.detach(), rows.columns["engine"], keep)',
+        "tests/methods/test_importance.py::test_in_the_second_inner_epoch_the_weight_is_that_of_the_first",
+    ),
+    Break(
+        "mismatch of one rank",
+        "modules/base.py",
+        "dist.all_gather_object(everyone, values)",
+        "pass",
+        RANKS + "test_two_processes_take_the_same_updates[grpo-ddp]",
+    ),
+    Break(
         "seed ignored",
         "engines/transformers_engine.py",
         "generator.manual_seed(address(spec.seed, *where))",
@@ -128,8 +142,8 @@ BREAKS = (
     Break(
         "stale engine weights",
         "data/task_datamodule.py",
-        "if self.engine.version != int(module.updates):",
-        "if self.engine.version is None:",
+        "if self.engine.version == int(module.updates):",
+        "if self.engine.version is not None:",
         RANKS + "test_two_processes_train_on_the_same_rows[grpo-fsdp2]",
     ),
     Break(

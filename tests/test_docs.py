@@ -124,8 +124,8 @@ def test_every_command_works(page, line, workspace, tmp_path, monkeypatch, capsy
         assert line in NOT_RUN, f"{name_of(page)} has a command that no test runs: {line}"
 
 
-def calls_of(words: list[str], folder: Path) -> list[list[str]]:
-    """What a script calls in the environment, with stand-ins for the programs in there."""
+def environment(folder: Path) -> Path:
+    """A copy of the scripts with stand-ins for the programs of their environment, which write down how they are called."""
     shutil.copytree(ROOT / "tools", folder / "tools")
     programs = folder / ".venv" / "bin"
     programs.mkdir(parents=True)
@@ -135,6 +135,14 @@ def calls_of(words: list[str], folder: Path) -> list[list[str]]:
         (programs / program).write_text(f'#!/bin/sh\necho "{program} $*" >> "{folder}/calls"\n')
         (programs / program).chmod(0o755)
     (programs / "ruff").symlink_to("/bin/true")
+    return folder
+
+
+def calls_of(words: list[str], folder: Path) -> list[list[str]]:
+    """What a script calls in an environment that has vLLM."""
+    package = environment(folder) / ".venv" / "lib" / "python3.11" / "site-packages" / "vllm"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
     ran = subprocess.run(["bash", *words], cwd=folder, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
     return [line.split() for line in (folder / "calls").read_text().splitlines()]
@@ -149,6 +157,17 @@ def test_the_quick_start_passes_on_its_seed(tmp_path):
 def test_the_tests_get_the_arguments_of_their_script(tmp_path):
     (call,) = calls_of(["tools/test.sh", "-k", "golden"], tmp_path)
     assert call[:3] == ["python", "-m", "pytest"] and call[-2:] == ["-k", "golden"]
+
+
+@pytest.mark.parametrize("ci", ["true", ""])
+def test_vllm_is_skipped_aloud_where_it_cannot_be_installed_but_never_in_ci(tmp_path, ci):
+    (environment(tmp_path) / ".venv" / "bin" / "pip").symlink_to("/bin/false")
+    ran = subprocess.run(["bash", "tools/test.sh"], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "CI": ci})
+    if ci:
+        assert ran.returncode == 1 and "CI runs no tests without it" in ran.stderr and not (tmp_path / "calls").exists()
+    else:
+        assert ran.returncode == 0 and "SKIPPED: vLLM's CPU build cannot be installed here" in ran.stdout
+        assert "-m pytest" in (tmp_path / "calls").read_text()
 
 
 # Links and names
@@ -226,6 +245,7 @@ def run_folder(workspace, tmp_path_factory) -> Path:
     options = [
         "--config", str(workspace / "configs" / "quickstart" / "grpo.yaml"), "--run_dir", str(folder), *SMALL,
         "--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "1", "--model.init_args.kl_beta", "0.1",
+        "--model.init_args.importance.mode", "mask",
         "--data.init_args.task", "tiny.EvenDigits", "--data.init_args.prompts_per_step", "16",
         "--data.init_args.benchmarks", "{sampled: {split: held_out, limit: 8, sampling: {max_new_tokens: 4}}}",
     ]  # fmt: skip

@@ -24,8 +24,9 @@ MAY_IMPORT = {
     "guards": {"types"},
     "tasks": {"types", "seeding"},
     "engines": {"types", "seeding", "models"},
-    "data": {"types", "seeding", "parallel", "credit", "selection", "engines", "tasks"},
+    "data": {"types", "seeding", "parallel", "credit", "selection", "guards", "engines", "tasks"},
     "modules": RECORDS | {"schedules", "parallel", "metrics", "credit", "selection", "losses", "models"},
+    "commands": {"types", "models", "engines", "guards"},
     "callbacks": RECORDS | {"parallel", "guards", "credit", "selection", "data", "modules", "metrics"},
 }
 TOP = {"cli", "trainer_cli", "__init__", "__main__"}

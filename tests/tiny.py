@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import lightning as L  # noqa: E402
+import torch  # noqa: E402
 
 from fulgurite import parallel  # noqa: E402, F401 - registers fsdp2
 from fulgurite.data.rollout_datamodule import RolloutDataModule  # noqa: E402
@@ -16,6 +17,8 @@ from fulgurite.tasks.addition import Addition  # noqa: E402
 from fulgurite.types import Completion, Prompt, SamplingSpec, Verdict  # noqa: E402
 
 TINY = TinyModel(hidden_size=16, intermediate_size=32, layers=1, heads=2, kv_heads=2, alphabet="0123456789+=#")
+VLLM_TINY = TinyModel(hidden_size=64, intermediate_size=64, layers=2, heads=2, kv_heads=2, alphabet="0123456789+=#")
+"""vLLM's CPU build wants heads at least 32 wide."""
 FIXED_TRAINER = dict(
     accelerator="cpu",
     devices=1,
@@ -63,3 +66,16 @@ def tiny_grpo(**settings) -> GRPO:
 
 def tiny_trainer(**settings) -> L.Trainer:
     return L.Trainer(**{**FIXED_TRAINER, "max_epochs": 3, **settings})
+
+
+def scored(model, prompts, completions, temperature):
+    """Log-probabilities of the completions' tokens by a fresh pass over right-padded rows."""
+    rows = [p.token_ids + c.token_ids for p, c in zip(prompts, completions, strict=True)]
+    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    keep = torch.zeros_like(tokens, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+        keep[i, len(prompts[i].token_ids) : len(row)] = True
+    with torch.no_grad():
+        logprobs = model.score(tokens, keep, temperature).logprobs
+    return [logprobs[i][keep[i]].tolist() for i in range(len(rows))]

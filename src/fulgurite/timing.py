@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-PHASES = ("sample", "judge", "score", "train", "sync", "validate")
+PHASES = ("sample", "judge", "score", "train", "sync", "check", "validate")
 OTHER = "other"
 
 

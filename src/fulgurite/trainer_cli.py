@@ -27,6 +27,7 @@ from .data.rollout_datamodule import RolloutDataModule
 from .data.supervised_datamodule import SupervisedDataModule
 from .data.task_datamodule import TaskDataModule
 from .engines.transformers_engine import TransformersEngine
+from .engines.vllm_engine import VLLMEngine
 from .guards import GuardError
 from .models.causal_lm import TinyModel
 from .modules.base import RoundModule
@@ -44,6 +45,7 @@ SHORT_NAMES = (
     RolloutDataModule,
     SupervisedDataModule,
     TransformersEngine,
+    VLLMEngine,
     Addition,
     MarkedAnswer,
 )

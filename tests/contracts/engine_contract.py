@@ -7,6 +7,7 @@ import torch
 
 from fulgurite.models.causal_lm import CausalLM, TinyModel, load_tokenizer
 from fulgurite.types import ConfigError, Prompt, SamplingSpec
+from tiny import scored
 
 ALPHABET = "0123456789+-*/=#abcdefghijklmnopqrstuvwxyz ,."
 VOCABULARY, EOS = 64, 1
@@ -15,7 +16,7 @@ TOKENIZER = load_tokenizer(TinyModel(alphabet=ALPHABET))
 
 def perturbed(architecture="qwen2", **shape):
     """A tiny model far from uniform, so that two contexts have two distributions."""
-    model = CausalLM.load(TinyModel(architecture, alphabet=ALPHABET, heads=3, kv_heads=3, seed=1, **shape))
+    model = CausalLM.load(TinyModel(architecture, alphabet=ALPHABET, seed=1, **shape))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for weight in model.parameters():
@@ -25,7 +26,7 @@ def perturbed(architecture="qwen2", **shape):
 
 def tabular(logits):
     """A model whose next-token logits are row `token` of the (V, V) table, whatever came before."""
-    model = CausalLM.load(TinyModel(alphabet=ALPHABET, heads=3, kv_heads=3))
+    model = CausalLM.load(TinyModel(alphabet=ALPHABET))
     model.hf.config.tie_word_embeddings = False
     hidden = model.hf.config.hidden_size
     with torch.no_grad():
@@ -57,19 +58,6 @@ def random_prompts(*lengths):
     generator = torch.Generator().manual_seed(5)
     ids = [torch.randint(3, 48, (length,), generator=generator).tolist() for length in lengths]
     return [Prompt(id=str(i), token_ids=tuple(row)) for i, row in enumerate(ids)]
-
-
-def scored(model, prompts, completions, temperature):
-    """Log-probabilities of the completions' tokens by a fresh pass over right-padded rows."""
-    rows = [p.token_ids + c.token_ids for p, c in zip(prompts, completions, strict=True)]
-    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-    keep = torch.zeros_like(tokens, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row)
-        keep[i, len(prompts[i].token_ids) : len(row)] = True
-    with torch.no_grad():
-        logprobs = model.score(tokens, keep, temperature).logprobs
-    return [logprobs[i][keep[i]].tolist() for i in range(len(rows))]
 
 
 def left_by_the_cut(row, spec):
@@ -115,11 +103,16 @@ def same(left, right):
 
 
 class EngineContract:
+    architectures = ("qwen2", "qwen3", "llama")
+
+    def pytest_generate_tests(self, metafunc):
+        if "architecture" in metafunc.fixturenames:
+            metafunc.parametrize("architecture", self.architectures)
+
     def make(self, model, **settings):
         """An engine bound to `model` and `TOKENIZER` with weights of version 0 loaded."""
         raise NotImplementedError
 
-    @pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
     def test_greedy_equals_generate(self, architecture):
         model, prompts = perturbed(architecture), random_prompts(5, 9, 2, 9)
         completions = self.make(model).generate(prompts, SamplingSpec(temperature=0, max_new_tokens=24))
@@ -131,7 +124,6 @@ class EngineContract:
 
     @pytest.mark.parametrize("top_p, top_k", [(1.0, 0), (0.8, 20)])
     @pytest.mark.parametrize("temperature", [1.0, 0.7])
-    @pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
     def test_logprobs_are_those_of_the_distribution_drawn_from(self, architecture, temperature, top_p, top_k):
         model, prompts = perturbed(architecture), random_prompts(5, 9, 2)
         spec = SamplingSpec(temperature, top_p, top_k, max_new_tokens=20, n=4)

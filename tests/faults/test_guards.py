@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import replace
+from math import inf, nan
 from pathlib import Path
 
 import lightning as L
@@ -12,12 +14,15 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from fulgurite.callbacks.guards import Guards
+from fulgurite.engines.transformers_engine import TransformersEngine
 from fulgurite.guards import GuardError
 from fulgurite.guards.all_equal_groups import check_all_equal_groups, equal_groups
+from fulgurite.guards.engine_gap import check_engine_gap
 from fulgurite.guards.truncation import check_truncation
 from fulgurite.guards.weights_move import check_weights_move, count_moved, watch
 from fulgurite.types import ConfigError
 from records import StubModule, StubRounds, make_round
+from tiny import tiny_data, tiny_grpo
 
 GOOD = make_round([[1.0, 0.0], [0.0, 1.0]])
 CUT = make_round([[1.0, 0.0], [0.0, 1.0]], cut=[True] * 4)
@@ -31,7 +36,9 @@ class SaveInsideRounds(Checkpoint):
         trainer.save_checkpoint(Path(trainer.default_root_dir) / f"{trainer.current_epoch}-{batch_idx}.ckpt")
 
 
-def fit(folder, guards, *, rounds=(GOOD,), kinds=(("good",),), epochs=6, module=None, resume=None, save=False):
+def fit(
+    folder, guards, *, rounds=(GOOD,), kinds=(("good",),), epochs=6, module=None, data=None, resume=None, save=False, **trainer
+):
     """Returns the number of rounds that were finished when the run stopped, and its warnings."""
     trainer = L.Trainer(
         accelerator="cpu",
@@ -43,12 +50,13 @@ def fit(folder, guards, *, rounds=(GOOD,), kinds=(("good",),), epochs=6, module=
         enable_model_summary=False,
         enable_checkpointing=save,
         num_sanity_val_steps=0,
+        **trainer,
     )
     stopped = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            trainer.fit(module or StubModule(), StubRounds(rounds, kinds), ckpt_path=resume)
+            trainer.fit(module or StubModule(), data or StubRounds(rounds, kinds), ckpt_path=resume)
         except GuardError as error:
             stopped = str(error)
     ours = [str(w.message) for w in caught if "expected" in str(w.message)]
@@ -135,6 +143,59 @@ def test_skipped_zero_only_warns(tmp_path):
     assert (rounds, error, len(warned)) == (6, None, 1)
 
 
+# The gap between the engine's and the trainer's log-probabilities
+
+
+class ShiftedEngine(TransformersEngine):
+    """Its log-probabilities are wrong by so many nats from the second token of a completion on, and from a version on."""
+
+    def __init__(self, nats, first_version=0):
+        super().__init__()
+        self.nats, self.first_version = nats, first_version
+
+    def generate(self, prompts, spec):
+        completions = super().generate(prompts, spec)
+        if self.version < self.first_version:
+            return completions
+        return [replace(c, logprobs=(c.logprobs[0], *(x - self.nats for x in c.logprobs[1:]))) for c in completions]
+
+
+def fit_tiny(folder, engine=None, max_gap_nats=None, epochs=6, precision="32-true"):
+    """Rounds of one update with completions of five tokens."""
+    guards, settings = Guards(max_truncated=1, max_gap_nats=max_gap_nats), {"use_distributed_sampler": False}
+    data = tiny_data(engine=engine)
+    return fit(folder, guards, module=tiny_grpo(), data=data, epochs=epochs, precision=precision, **settings)
+
+
+def test_an_engine_whose_logprobs_are_shifted_stops_the_run(tmp_path):
+    rounds, error, warned = fit_tiny(tmp_path, ShiftedEngine(0.5, first_version=2))
+    assert rounds == 4, "two sound rounds, two with a gap, and the third of these stops the run"
+    (gap,) = re.findall(r"are (\S+) nats apart in the mean over the tokens of an update \(update 3 in a row\)", error)
+    assert 0.35 < float(gap) <= 0.4, "half a nat for four of five tokens, less where a completion is shorter"
+    assert "expected at most 0.001. The engine has stale weights" in error
+    assert "model.init_args.importance" in error and "raise guards.max_gap_nats" in error
+    assert len(warned) == 1 and "update 1 in a row" in warned[0]
+
+
+def test_the_embedded_engine_and_a_gap_that_is_allowed_are_let_alone(tmp_path):
+    assert fit_tiny(tmp_path) == (6, None, [])
+    assert fit_tiny(tmp_path, ShiftedEngine(0.5), max_gap_nats=0.5) == (6, None, [])
+    assert fit_tiny(tmp_path, ShiftedEngine(nan), max_gap_nats=inf) == (6, None, [])
+
+
+def test_mixed_precision_is_allowed_a_tenth_of_a_nat(tmp_path):
+    assert fit_tiny(tmp_path, ShiftedEngine(0.05), epochs=3, precision="bf16-mixed") == (3, None, [])
+    rounds, error, _ = fit_tiny(tmp_path, ShiftedEngine(0.2), epochs=3, precision="bf16-mixed")
+    assert rounds == 2 and "expected at most 0.1." in error
+
+
+def test_the_gap_threshold_itself_is_allowed_and_what_is_no_number_is_not():
+    assert check_engine_gap(0.1, 0.1, streak=2, patience=3) == 0
+    assert check_engine_gap(nan, 0.1, streak=0, patience=3) == 1
+    with pytest.raises(GuardError):
+        check_engine_gap(0.11, 0.1, streak=2, patience=3)
+
+
 # Weights that do not move
 
 
@@ -211,7 +272,7 @@ def test_a_resumed_run_counts_on(tmp_path):
 
 @pytest.mark.parametrize(
     "setting", [{"max_truncated": 1.5}, {"max_all_equal": -0.1}, {"patience_rounds": 0}, {"max_skipped_updates": -1},
-                {"min_moved": 2.0}, {"max_empty_rounds": -1}],
+                {"min_moved": 2.0}, {"max_empty_rounds": -1}, {"max_gap_nats": -0.1}],
 )  # fmt: skip
 def test_a_threshold_out_of_range_is_refused(setting):
     ((name, value),) = setting.items()
@@ -227,4 +288,4 @@ def test_every_guard_and_its_default_are_in_the_docs():
     defaults = vars(Guards())
     for name in ("max_truncated", "max_all_equal", "patience_rounds", "max_skipped_updates", "min_moved"):
         assert f"`{name}: {defaults[name]}`" in text
-    assert "`max_empty_rounds: 0`" in text
+    assert "`max_empty_rounds: 0`" in text and "`max_gap_nats: null`" in text

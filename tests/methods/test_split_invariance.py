@@ -16,6 +16,7 @@ from tabular import assert_same, fit, whole_logprobs
 from torch.nn.utils.rnn import pad_sequence
 
 from fulgurite.losses.aggregate import weighted_sum
+from fulgurite.losses.importance import Importance
 from fulgurite.losses.kl import reverse_kl, token_kl
 from fulgurite.losses.policy import policy_loss
 from fulgurite.models.causal_lm import CausalLM, TinyModel
@@ -54,21 +55,22 @@ def ragged_rows(kind: Segment = Segment.SAMPLED) -> Minibatch:
     tokens = pad_sequence([torch.tensor(p + c) for p, c in pairs], batch_first=True)
     kinds = [[Segment.PROMPT] * len(p) + [kind] * len(c) for p, c in pairs]
     near_uniform = -math.log(64)  # what the policy gives each token, about; so the clip acts on some ratios only
-    old, reference = (near_uniform + torch.randn(tokens.shape, generator=draw, dtype=torch.float64) / 4 for _ in range(2))
+    noise = (torch.randn(tokens.shape, generator=draw, dtype=torch.float64) / 4 for _ in range(3))
+    columns = dict(zip(("old", "reference", "engine"), (near_uniform + n for n in noise), strict=True))
     return Minibatch(
         tokens=tokens,
         segments=pad_sequence([torch.tensor(row, dtype=torch.uint8) for row in kinds], batch_first=True),
         coefficients={"policy": CREDIT},
-        columns={"old": old, "reference": reference},
+        columns=columns,
         temperature=TEMPERATURE,
     )
 
 
-def grpo(aggregation: str, kl_estimator: str | None, tokens_per_microbatch: int) -> GRPO:
+def grpo(aggregation: str, kl_estimator: str | None, tokens_per_microbatch: int, **settings) -> GRPO:
     kl = {"kl_beta": BETA, "kl_estimator": kl_estimator, "reference": TinyModel(**{**vars(TINY), "seed": 1})}
     return GRPO(
         policy=TINY, optimizer=STILL, aggregation=aggregation, tokens_per_microbatch=tokens_per_microbatch,
-        const_len=CONST_LEN if aggregation.endswith("const") else None, **(kl if kl_estimator else {}),
+        const_len=CONST_LEN if aggregation.endswith("const") else None, **(kl if kl_estimator else {}), **settings,
     )  # fmt: skip
 
 
@@ -77,12 +79,12 @@ def gradient_of(module, rows: Minibatch) -> dict[str, torch.Tensor]:
     return gradient
 
 
-def by_hand(module: GRPO, rows: Minibatch) -> dict[str, torch.Tensor]:
-    """The gradient from all logits of all rows at once."""
+def by_hand(module: GRPO, rows: Minibatch, weight: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    """The gradient from all logits of all rows at once; `weight` (N,) or (N, L) of the policy term."""
     policy, keep, mode = module.trained["policy"], rows.segments == int(Segment.SAMPLED), module.aggregation
     logp = whole_logprobs(policy.hf, rows.tokens, TEMPERATURE)
     bounds = dict(eps_low=module.eps_low, eps_high=module.eps_high, aggregation=mode)
-    loss, _ = policy_loss(logp, rows.columns["old"], keep, CREDIT, **bounds)
+    loss, _ = policy_loss(logp, rows.columns["old"], keep, CREDIT, **bounds, weight=weight)
     if module.kl_estimator == "exact":
         logits = (model.hf(rows.tokens[:, :-1]).logits / TEMPERATURE for model in (policy, module.frozen["reference"]))
         kl = torch.nn.functional.pad(reverse_kl(*logits), (1, 0))
@@ -100,6 +102,45 @@ def test_grpo_has_the_same_gradient_in_any_micro_batches(aggregation, kl_estimat
     for budget in BUDGETS.values():
         module = grpo(aggregation, kl_estimator, budget)
         assert_same(gradient_of(module, rows), by_hand(module, rows))
+
+
+IMPORTANCE = {
+    "token": Importance("token", "truncate", cap=1.2),
+    "sequence": Importance("sequence", "mask", low=0.9, high=1.2),
+    "sequence_product": Importance("sequence_product", "truncate", cap=0.6),
+}
+
+
+@pytest.mark.parametrize("level", IMPORTANCE)
+def test_importance_weights_and_the_mismatch_are_the_same_in_any_micro_batches(level):
+    """The mismatch is that of the tokens trained on: of the rows with credit, all but two."""
+    rows, importance = ragged_rows(), IMPORTANCE[level]
+    keep, live = rows.segments == int(Segment.SAMPLED), CREDIT != 0
+    gap = rows.columns["old"] - rows.columns["engine"]
+    if level == "token":
+        raw, of_level = gap.exp(), lambda weight: weight[live][keep[live]]
+    else:
+        lengths = torch.tensor(KEPT) if level == "sequence" else 1
+        raw, of_level = (torch.where(keep, gap, 0).sum(1) / lengths).exp(), lambda weight: weight[live]
+    weight = (
+        raw.clamp(max=importance.cap) if importance.mode == "truncate" else torch.where((raw >= 0.9) & (raw <= 1.2), raw, 0)
+    )
+    raws, weights, gaps = of_level(raw), of_level(weight), gap[live][keep[live]].abs()
+    want = {
+        "logprob_gap_mean_nats": gaps.mean(),
+        "logprob_gap_p99_nats": gaps.quantile(0.99),
+        "logprob_gap_max_nats": gaps.max(),
+        "effective_sample_size": raws.sum() ** 2 / (len(raws) * (raws**2).sum()),
+        "weight_mean": weights.mean(),
+        "bounded": (weights != raws).double().mean(),
+    }
+    assert 0 < want["bounded"] < 1
+    for budget in BUDGETS.values():
+        module = grpo("token_mean", None, budget, importance=importance)
+        recorder = fit(module, [rows])
+        assert_same(recorder.gradients[0], by_hand(module, rows, weight))
+        got = {name: recorder.updates[0][f"mismatch/{name}"] for name in want}
+        assert got == pytest.approx({name: float(value) for name, value in want.items()}, rel=1e-12)
 
 
 @pytest.mark.parametrize("aggregation", sorted(set(DENOMINATORS) - {"seq_mean_token_sum_const"}))
@@ -122,7 +163,7 @@ def test_padding_changes_nothing(kl_estimator):
     padding = segments == int(Segment.PAD)
     columns = {k: torch.nn.functional.pad(v, (0, 37)).masked_fill(padding, torch.nan) for k, v in rows.columns.items()}
     padded = replace(rows, tokens=tokens.masked_fill(padding, 9), segments=segments, columns=columns)
-    want, got = (gradient_of(grpo("token_mean", kl_estimator, 450), r) for r in (rows, padded))
+    want, got = (gradient_of(grpo("token_mean", kl_estimator, 450, importance=Importance()), r) for r in (rows, padded))
     assert all(torch.equal(got[name], want[name]) for name in want)
 
 

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ..guards.all_equal_groups import check_all_equal_groups, equal_groups
 from ..guards.empty_minibatch import check_empty_round
+from ..guards.engine_gap import PATIENCE_UPDATES, check_engine_gap, max_gap_of
 from ..guards.non_finite import check_non_finite
 from ..guards.truncation import check_truncation, cut_completions
 from ..guards.weights_move import WatchedSlice, check_weights_move, count_moved, watch
@@ -27,6 +28,9 @@ class Guards(Callback):
         min_moved: smallest share of sampled weights with a gradient that an update must change, in each parameter group
             with a learning rate above 0; the third update in a row below it stops the run; 0 switches it off.
         max_empty_rounds: rounds in a row with only empty minibatches before the run stops; 0 only warns.
+        max_gap_nats: largest mean distance between the engine's and the trainer's log-probabilities of an update's tokens;
+            the third update in a row above it stops the run, as does a probe after a weight load; by default 0.001 where
+            trainer and engine compute in float32 and 0.1 elsewhere; infinite switches both off.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Guards(Callback):
         max_skipped_updates: int = 3,
         min_moved: float = 0.01,
         max_empty_rounds: int = 0,
+        max_gap_nats: float | None = None,
     ) -> None:
         for name, value, low, high in (
             ("max_truncated", max_truncated, 0, 1),
@@ -45,13 +50,15 @@ class Guards(Callback):
             ("max_skipped_updates", max_skipped_updates, 0, float("inf")),
             ("min_moved", min_moved, 0, 1),
             ("max_empty_rounds", max_empty_rounds, 0, float("inf")),
+            ("max_gap_nats", 0 if max_gap_nats is None else max_gap_nats, 0, float("inf")),
         ):
             if not low <= value <= high:
                 raise ConfigError(f"guards.{name} is {value}; expected a number from {low} to {high}")
         self.max_truncated, self.max_all_equal, self.patience_rounds = max_truncated, max_all_equal, patience_rounds
         self.max_skipped_updates, self.max_empty_rounds = max_skipped_updates, max_empty_rounds
-        self.min_moved = min_moved
-        self.streaks = {"truncation": 0, "all_equal_groups": 0, "non_finite": 0, "weights_move": 0, "empty_rounds": 0}
+        self.min_moved, self.max_gap_nats = min_moved, max_gap_nats
+        watched = ("truncation", "all_equal_groups", "non_finite", "engine_gap", "weights_move", "empty_rounds")
+        self.streaks = dict.fromkeys(watched, 0)
         self._filled = 0
         self._watched: list[WatchedSlice] = []
 
@@ -80,6 +87,9 @@ class Guards(Callback):
             self.streaks["non_finite"] = check_non_finite(
                 bool(skipped), update, self.max_skipped_updates, self.streaks["non_finite"]
             )
+        if (gap := update.get("mismatch/logprob_gap_mean_nats")) is not None:
+            max_gap = max_gap_of(self.max_gap_nats, trainer.precision, trainer.datamodule.engine.dtype)
+            self.streaks["engine_gap"] = check_engine_gap(gap, max_gap, self.streaks["engine_gap"], PATIENCE_UPDATES)
         counts = dict(zip(moved, zip(pairs, pairs, strict=True), strict=True))
         self.streaks["weights_move"] = check_weights_move(counts, self.min_moved, self.streaks["weights_move"])
 
@@ -93,4 +103,5 @@ class Guards(Callback):
         return {"streaks": dict(self.streaks), "filled": self._filled}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.streaks, self._filled = dict(state_dict["streaks"]), state_dict["filled"]
+        self._filled = state_dict["filled"]
+        self.streaks |= state_dict["streaks"]

@@ -88,6 +88,7 @@ class RolloutDataModule(TaskDataModule):
             )
         self.prompts_per_step, self.completions_per_prompt = prompts_per_step, completions_per_prompt
         self.sampling, self.steps_per_round, self.inner_epochs = sampling, steps_per_round, inner_epochs
+        self.temperature = sampling.scoring_temperature
         self.advantage, self.zero_variance = advantage, zero_variance
         self.fill_to, self.max_fill_rounds = fill_to, max_fill_rounds
         self.updates_per_round = steps_per_round * inner_epochs
@@ -102,6 +103,12 @@ class RolloutDataModule(TaskDataModule):
         if self.prompts_per_step < trainer.world_size:
             raise ConfigError(
                 f"prompts_per_step is {self.prompts_per_step} with {trainer.world_size} processes; expected at least one each"
+            )
+        if getattr(module, "importance", None) and (self.sampling.top_p < 1 or self.sampling.top_k):
+            raise ConfigError(
+                f"sampling.top_p is {self.sampling.top_p} and sampling.top_k {self.sampling.top_k} together with importance; "
+                "expected top_p 1 and top_k 0: no weight brings back the tokens that a cut leaves out; sample without a cut, "
+                "or leave importance out"
             )
         self.transforms = find_transforms(trainer.callbacks)
         base = module.advantage_streams if self.advantage else ()
@@ -140,6 +147,7 @@ class RolloutDataModule(TaskDataModule):
         module = self.trainer.lightning_module
         self.sync_weights()
         sampled = agree(self.trainer, "sampling a round", self._sample_round, epoch)
+        self.engine.sleep()
         module.sampled_tokens += int(
             sum_over_ranks(self.trainer, torch.tensor(sum(len(c.token_ids) for c in sampled.completions)))
         )

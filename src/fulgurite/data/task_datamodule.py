@@ -137,10 +137,12 @@ class TaskDataModule(L.LightningDataModule, ABC):
             if self.bound_model is not module.sampling_model:
                 self.engine.bind(module.sampling_model, module.tokenizer)
                 self.bound_model, self.engine.version = module.sampling_model, None
-            if self.engine.version != int(module.updates):
-                weights = ChecksummedWeights(module.sampling_model.named_full_weights(), self.engine.dtype)
-                self.engine.load_weights(weights, int(module.updates))
-                if self.engine.copies:
+            if self.engine.version == int(module.updates):
+                return
+            weights = ChecksummedWeights(module.sampling_model.named_full_weights(), self.engine.dtype)
+            self.engine.load_weights(weights, int(module.updates))
+            if self.engine.copies:
+                with module.clock("check"):
                     check_load(self.trainer, self.engine, weights, self.temperature)
 
     def sample(self, prompts: Sequence[Prompt], spec: SamplingSpec) -> tuple[list[Completion], list[Verdict]]:

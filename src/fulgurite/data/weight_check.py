@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..engines.protocol import Engine
 from ..engines.weights import ChecksummedWeights
-from ..guards.engine_weights import check_checksums, gap_limit, probe_failed
+from ..guards.engine_gap import max_gap_of
+from ..guards.engine_weights import check_checksums, probe_failed
 from ..parallel import agree
 from ..seeding import address
 from ..types import Prompt, SamplingSpec
@@ -34,7 +35,7 @@ def check_load(trainer: L.Trainer, engine: Engine, sent: ChecksummedWeights, tem
     """
     agree(trainer, "checking the engine's weights", lambda: check_checksums(sent.checksums(), sent.sizes, engine.fingerprint()))
     chosen = next((c.max_gap_nats for c in trainer.callbacks if hasattr(c, "max_gap_nats")), None)
-    limit = gap_limit(chosen, trainer.precision, str(engine.dtype).removeprefix("torch."))
+    limit = max_gap_of(chosen, trainer.precision, engine.dtype)
     rows = _Probe(trainer, engine, "probe", temperature)
     gap = rows.gap(temperature)
     if not gap <= limit:

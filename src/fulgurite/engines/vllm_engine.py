@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import count
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -34,7 +36,8 @@ CPU_KV_CACHE_GIB = 0.25
 
 
 class VLLMEngine(Engine):
-    """vLLM beside the trainer on the same device, one engine per process, its weights updated in place.
+    """vLLM beside the trainer on the same device, its weights updated in place. One runs in a process: starting another
+    stops it.
 
     Args:
         memory_share: share of the GPU's memory for the engine's weights and key-value cache; not read on a CPU.
@@ -44,6 +47,8 @@ class VLLMEngine(Engine):
         sleeps: gives the GPU's memory back between rounds.
         options: further arguments of `vllm.LLM`, for example `{max_num_seqs: 128}`.
     """
+
+    running: ClassVar[VLLMEngine | None] = None
 
     def __init__(
         self,
@@ -79,9 +84,10 @@ class VLLMEngine(Engine):
         self.tied, self.device, self.version = model.tied_weights(), device, None
         architecture = (model.hf.config.to_json_string(), str(self.limit), device)
         if self.llm is None or self.built_for != architecture:
-            self._stop()
+            if VLLMEngine.running:
+                VLLMEngine.running._stop()
             self.llm = self._start(model, tokenizer, device)
-            self.built_for = architecture
+            self.built_for, VLLMEngine.running = architecture, self
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         if self.asleep:
@@ -98,7 +104,7 @@ class VLLMEngine(Engine):
 
     def generate(self, prompts: Sequence[Prompt], spec: SamplingSpec) -> list[Completion]:
         if self.version is None:
-            raise RuntimeError("the engine holds no weights; call load_weights first")
+            raise RuntimeError("the engine holds no weights, or another one was started; call bind and load_weights first")
         check_requests(prompts, spec, self.limit)
         engine, names = self.llm.llm_engine, [f"{next(self.numbers)}" for _ in prompts]
         groups: dict[str, list[Completion]] = {}
@@ -162,6 +168,8 @@ class VLLMEngine(Engine):
             settings["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
         if dist.is_initialized() and dist.get_world_size() > 1:
             settings["distributed_executor_backend"] = "external_launcher"
+        # vLLM makes a process group also for one process, which Lightning then takes for several.
+        warnings.filterwarnings("ignore", message="It is recommended to use `self.log", category=PossibleUserWarning)
         with TemporaryDirectory(prefix="fulgurite-vllm-") as folder, isolate_rng(), torchrun_environment():
             config = copy.deepcopy(model.hf.config)
             config.architectures = [type(model.hf).__name__]
@@ -182,10 +190,10 @@ class VLLMEngine(Engine):
             return llm
 
     def _stop(self) -> None:
-        if self.llm is not None:
-            self.llm.llm_engine.engine_core.shutdown()
-            self.llm = None
-            gc.collect()
+        """Collected at once: a vLLM that is collected later takes the process groups of the next one with it."""
+        self.llm.llm_engine.engine_core.shutdown()
+        self.llm = self.version = VLLMEngine.running = None
+        gc.collect()
 
 
 def sampling_params(prompt: Prompt, spec: SamplingSpec, ends: Sequence[int]) -> SamplingParams:

@@ -41,10 +41,3 @@ def probe_failed(gap: float, limit: float, cause: str) -> GuardError:
         f"after a weight load the log-probabilities of the engine and the trainer differ by {gap:.2g} nats on a probe; "
         f"expected at most {limit:g}. {cause}. To allow a wider gap raise guards.max_gap_nats"
     )
-
-
-def gap_limit(chosen: float | None, precision: str, dtype: str) -> float:
-    """The largest mean distance in nats: `chosen` or, by default, 0.001 where both sides compute in float32, else 0.1."""
-    if chosen is not None:
-        return chosen
-    return 1e-3 if precision == "32-true" and dtype == "float32" else 0.1

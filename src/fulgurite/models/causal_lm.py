@@ -40,16 +40,18 @@ class TinyModel:
     hidden_size: int = 96
     intermediate_size: int = 256
     layers: int = 2
-    heads: int = 6
-    kv_heads: int = 6
+    heads: int = 3
+    kv_heads: int = 3
     head_dim: int | None = None
     alphabet: str | None = None
     max_positions: int = 2048
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.hidden_size % (2 * self.heads):
+        if self.head_dim is None and self.hidden_size % (2 * self.heads):
             raise ConfigError(f"hidden_size is {self.hidden_size}; expected a multiple of 2 * heads = {2 * self.heads}")
+        if self.head_dim is not None and (self.head_dim < 2 or self.head_dim % 2):
+            raise ConfigError(f"head_dim is {self.head_dim}; expected an even number, or null for hidden_size / heads")
         if self.heads % self.kv_heads:
             raise ConfigError(f"heads is {self.heads}; expected a multiple of kv_heads = {self.kv_heads}")
         if self.alphabet == "":

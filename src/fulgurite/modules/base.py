@@ -11,6 +11,7 @@ from functools import cached_property
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torchmetrics import MeanMetric, SumMetric
@@ -74,8 +75,12 @@ class RoundModule(L.LightningModule, ABC):
         """The terms of the loss."""
 
     @abstractmethod
-    def losses(self, rows: Minibatch) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-        """{component: sum over the micro-batch, with gradient} and {metric: (sum, count)} without."""
+    def losses(self, rows: Minibatch) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor] | Tensor]]:
+        """{component: sum over the micro-batch, with gradient}; without, {metric: (sum, count)} and {name: (n,) values}."""
+
+    def summarise(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Metrics of an update that are no means, from the values of `losses`, all micro-batches and ranks in one."""
+        return {}
 
     def loss_columns(self, updates_per_round: int) -> tuple[str, ...]:
         """Columns the losses read. Follows from the settings, never from the data: ranks must agree."""
@@ -202,6 +207,7 @@ class RoundModule(L.LightningModule, ABC):
     def _accumulate(self, rows: Minibatch, components: Mapping[str, Component]) -> tuple[Tensor, dict[str, float]]:
         """Backward through every micro-batch; returns the loss of the whole update and its metrics, over all ranks."""
         total, sums = torch.zeros((), dtype=torch.float64), defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
+        values_of = defaultdict(list)
         parts = list(self._microbatches(rows))
         for i, (_, part) in enumerate(parts):
             with self._gradient_sync(last=i == len(parts) - 1):
@@ -209,12 +215,22 @@ class RoundModule(L.LightningModule, ABC):
                 loss = compose(values, components, rows.denominators)
                 self.manual_backward(loss * self.trainer.world_size)
             total += loss.detach().double().cpu()
-            for name, (value, count) in measured.items():
-                sums[name] += torch.stack([value.detach().double().cpu(), count.double().cpu()])
+            for name, value in measured.items():
+                if isinstance(value, Tensor):
+                    values_of[name].append(value.detach().cpu())
+                else:
+                    sums[name] += torch.stack([x.detach().double().cpu() for x in value])
         names = sorted(sums)
         reduced = sum_over_ranks(self.trainer, torch.stack([total, *(x for n in names for x in sums[n])])).cpu()
         metrics = {name: float(s / c) if c else 0.0 for name, (s, c) in zip(names, reduced[1:].view(-1, 2), strict=True)}
-        return reduced[0], metrics
+        return reduced[0], {**metrics, **self.summarise(self._gather({n: torch.cat(v) for n, v in values_of.items()}))}
+
+    def _gather(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Values (n,) by name, those of all ranks one after the other; n may differ between ranks, the names may not."""
+        everyone = [values] * self.trainer.world_size
+        if len(everyone) > 1:
+            dist.all_gather_object(everyone, values)
+        return {name: torch.cat([of_rank[name] for of_rank in everyone]) for name in values}
 
     def _gradient_sync(self, last: bool):
         ddp = isinstance(self.trainer.strategy, DDPStrategy)

@@ -17,6 +17,7 @@ Differs from the paper:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from ..losses.aggregate import Aggregation, weighted_sum
 from ..losses.compose import Component
+from ..losses.importance import Importance, effective_sample_size, gap_statistics, raw_weight, weights_of_level
 from ..losses.kl import Estimator, reverse_kl, token_kl
 from ..losses.policy import Surrogate, check_settings, policy_loss
 from ..losses.ratio import RatioLevel
@@ -38,6 +40,9 @@ SAMPLED = (Segment.SAMPLED,)
 class GRPO(RoundModule):
     """One policy, and a frozen reference when `kl_beta` is above 0.
 
+    The distance between the engine's and the trainer's log-probabilities is measured in every update, over the tokens
+    trained on; `importance` also corrects for it. The KL term is not weighted.
+
     Args:
         policy: the model to train: a folder, a hub name, or a `TinyModel` made from its own settings.
         reference: the model the KL term pulls towards; by default the policy as it was at the start.
@@ -49,6 +54,7 @@ class GRPO(RoundModule):
         surrogate: `clip` takes the smaller of the two terms; `cispo` clips the detached ratio and keeps every gradient.
         aggregation: how tokens become one number.
         const_len: tokens per row in the denominator of `seq_mean_token_sum_const`.
+        importance: weights of the policy term against the engine's log-probabilities; None leaves them out.
         kl_beta: factor of the KL term.
         kl_estimator: `k1`, `k2`, `k3` from the sampled tokens, or `exact` over the vocabulary.
         tokens_per_microbatch: tokens of one forward pass, padding included; memory only, never changes the result.
@@ -69,6 +75,7 @@ class GRPO(RoundModule):
         surrogate: Surrogate = "clip",
         aggregation: Aggregation = "seq_mean_token_mean",
         const_len: int | None = None,
+        importance: Importance | None = None,
         kl_beta: float = 0.0,
         kl_estimator: Literal[Estimator, "exact"] = "k3",
         tokens_per_microbatch: int = 16384,
@@ -90,6 +97,7 @@ class GRPO(RoundModule):
         self.eps_low, self.eps_high, self.dual_clip = eps_low, eps_high, dual_clip
         self.ratio_level, self.surrogate = ratio_level, surrogate
         self.aggregation, self.const_len = aggregation, const_len
+        self.importance = importance
         self.kl_beta, self.kl_estimator = kl_beta, kl_estimator
 
     @property
@@ -101,7 +109,8 @@ class GRPO(RoundModule):
 
     def loss_columns(self, updates_per_round: int) -> tuple[str, ...]:
         old = ("old",) if updates_per_round > 1 else ()
-        return old + (("reference",) if self.kl_beta and self.kl_estimator != "exact" else ())
+        engine = ("engine",) if self.importance else ()
+        return old + engine + (("reference",) if self.kl_beta and self.kl_estimator != "exact" else ())
 
     def column(self, name: str, rows: Minibatch) -> Tensor:
         model = {"old": self.trained["policy"], "reference": self.frozen.get("reference")}.get(name)
@@ -109,28 +118,47 @@ class GRPO(RoundModule):
             return super().column(name, rows)
         return model.score(rows.tokens, rows.keep(*SAMPLED), rows.temperature).logprobs
 
-    def losses(self, rows: Minibatch) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+    def losses(self, rows: Minibatch) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor] | Tensor]]:
         keep = rows.keep(*SAMPLED)
         exact = self.kl_beta and self.kl_estimator == "exact"
         compare = self._exact_kl(rows, keep) if exact else None
         scores = self.trained["policy"].score(rows.tokens, keep, rows.temperature, compare)
         old = rows.columns.get("old", scores.logprobs.detach())
+        weight, mismatch = None, {}
+        if self.importance or "engine" in rows.columns:
+            weight, mismatch = self._mismatch(old, rows.columns["engine"], keep)
         policy, metrics = policy_loss(
             scores.logprobs, old, keep, rows.coefficients["policy"],
             eps_low=self.eps_low, eps_high=self.eps_high, dual_clip=self.dual_clip,
-            ratio_level=self.ratio_level, surrogate=self.surrogate, aggregation=self.aggregation,
+            ratio_level=self.ratio_level, surrogate=self.surrogate, aggregation=self.aggregation, weight=weight,
         )  # fmt: skip
         sums, count = {"policy": policy}, keep.sum()
-        measured = {f"loss/{name}": value for name, value in metrics.items()}
+        measured = {**mismatch, **{f"loss/{name}": value for name, value in metrics.items()}}
         measured["loss/entropy"] = (torch.where(keep, scores.entropy, 0.0).sum(), count)
-        if "engine" in rows.columns:
-            gap = torch.where(keep, (old - rows.columns["engine"]).abs(), 0.0)
-            measured["mismatch/logprob_gap_nats"] = (gap.sum(), count)
         if self.kl_beta:
             kl = scores.compared if exact else token_kl(scores.logprobs, rows.columns["reference"], self.kl_estimator, keep)
             sums["kl"] = weighted_sum(kl, keep, self.aggregation)
             measured["loss/kl"] = (torch.where(keep, kl, 0.0).sum(), count)
         return sums, measured
+
+    def _mismatch(self, old: Tensor, engine: Tensor, keep: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """(N, L) weights, or None without `importance`, and the values of `summarise`."""
+        level = self.importance.level if self.importance else "token"
+        raw = raw_weight(old, engine, keep, level)
+        values = {"gap": (old - engine).abs()[keep], "raw_weights": weights_of_level(raw, keep, level)}
+        return self.importance and self.importance(raw), values
+
+    def summarise(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """The `mismatch/` metrics; without a token there are none."""
+        if not values or not len(values["gap"]):
+            return {}
+        raw = values["raw_weights"]
+        metrics = {f"logprob_gap_{name}_nats": value for name, value in gap_statistics(values["gap"]).items()}
+        metrics["effective_sample_size"] = effective_sample_size(raw)
+        if self.importance:
+            used = self.importance(raw)
+            metrics |= {"weight_mean": used.double().mean(), "bounded": (used != raw).double().mean()}
+        return {f"mismatch/{name}": float(value) for name, value in metrics.items()}
 
     def _exact_kl(self, rows: Minibatch, keep: Tensor):
         reference = self.frozen["reference"]
