@@ -109,7 +109,7 @@ class VLLMEngine(Engine):
         engine, names = self.llm.llm_engine, [f"{next(self.numbers)}" for _ in prompts]
         groups: dict[str, list[Completion]] = {}
         try:
-            with torch.autocast(self.device, enabled=False):
+            with torch.autocast(self.device, enabled=False), isolate_rng():
                 for name, prompt in zip(names, prompts, strict=True):
                     tokens = {"prompt_token_ids": list(prompt.token_ids)}
                     engine.add_request(name, tokens, sampling_params(prompt, spec, self.end_tokens))
