@@ -32,6 +32,7 @@ class Break:
 
 
 GRPO, RANKS = "tests/methods/test_grpo.py::", "tests/dist/test_two_ranks.py::"
+FAULTS, VLLM = "tests/faults/test_engine_faults.py::", "tests/contracts/test_vllm_engine.py::TestVLLMEngine::"
 SPLITS = "tests/methods/test_split_invariance.py::test_grpo_has_the_same_gradient_in_any_micro_batches"
 BREAKS = (
     Break(
@@ -145,6 +146,48 @@ BREAKS = (
         "if self.engine.version == int(module.updates):",
         "if self.engine.version is not None:",
         RANKS + "test_two_processes_train_on_the_same_rows[grpo-fsdp2]",
+    ),
+    Break(
+        "weights not checked",
+        "data/task_datamodule.py",
+        "if self.engine.copies:",
+        "if False:",
+        FAULTS + "test_a_faulty_engine_stops_the_run_and_is_named[Ignoring]",
+    ),
+    Break(
+        "checksums not compared",
+        "guards/engine_weights.py",
+        "if not equal]",
+        "if False]",
+        FAULTS + "test_one_wrong_element_is_seen",
+    ),
+    Break(
+        "prefix cache not reset",
+        "engines/vllm_engine.py",
+        "self._forget()",
+        "pass",
+        FAULTS + "test_vllm[None]",
+    ),
+    Break(
+        "tied head not sent",
+        "engines/vllm_engine.py",
+        "untied(weights, self.tied)",
+        "iter(weights)",
+        VLLM + "test_greedy_equals_generate[qwen2]",
+    ),
+    Break(
+        "temperature not passed to vLLM",
+        "engines/vllm_engine.py",
+        "temperature=spec.temperature,",
+        "temperature=1.0,",
+        VLLM + "test_samples_follow_the_distribution[0.5-1-0]",
+    ),
+    Break(
+        "draw not in the seed",
+        "engines/requests.py",
+        "address(spec.seed, prompt.id, prompt.draw)",
+        "address(spec.seed, prompt.id)",
+        VLLM + "test_draws_are_addressed",
     ),
     Break(
         "the same round again",

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -14,10 +15,11 @@ def test_the_line_to_break_is_there_once(item):
 
 
 def test_every_named_test_exists():
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *(b.test for b in BREAKS)]
+    tests = {b.test for b in BREAKS if find_spec("vllm") or "vllm" not in b.test}
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *sorted(tests)]
     collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert collected.returncode == 0, collected.stdout[-2000:]
-    assert set(collected.stdout.split()) >= {item.test for item in BREAKS}
+    assert set(collected.stdout.split()) >= tests
 
 
 def test_names_are_unique():
