@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import lightning as L  # noqa: E402
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from fulgurite import parallel  # noqa: E402, F401 - registers fsdp2
@@ -79,3 +80,10 @@ def scored(model, prompts, completions, temperature):
     with torch.no_grad():
         logprobs = model.score(tokens, keep, temperature).logprobs
     return [logprobs[i][keep[i]].tolist() for i in range(len(rows))]
+
+
+def require_vllm_cpu() -> None:
+    """Skips a test, or a whole file from its top, where models on the CPU have no vLLM."""
+    pytest.importorskip("vllm", reason="vLLM is not installed: its tests are skipped")
+    if torch.cuda.is_available():
+        pytest.skip("vLLM's CUDA build runs no models on the CPU; tests/gpu has its tests", allow_module_level=True)

@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 say() { printf '== %s\n' "$*"; }
 stop() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-NEEDED_GB=9
+NEEDED_GB=6
 find_python() {
     for name in "${PYTHON:-}" python3 python3.11 python3.12 python3.13 python3.14 python; do
         if [ -n "$name" ] && "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' >/dev/null 2>&1; then

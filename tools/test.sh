@@ -6,4 +6,4 @@ say "checking style"
 .venv/bin/ruff check -q src tests tools
 .venv/bin/ruff format -q --check src tests tools
 say "running the tests"
-exec .venv/bin/python -m pytest -n 2 --dist worksteal "$@"
+exec .venv/bin/python -m pytest -n 2 --dist loadgroup "$@"

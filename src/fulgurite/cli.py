@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 USAGE = """usage: fulgurite VERB [options]
 
@@ -10,14 +11,15 @@ USAGE = """usage: fulgurite VERB [options]
   validate   measure:  fulgurite validate --config configs/quickstart/grpo.yaml --ckpt_path last
   test       the same on the test loaders
   predict    write completions of the benchmarks with their verdicts
+  doctor     check this machine: packages, GPU, vLLM, disk, memory
 
 `fulgurite VERB --help` lists the options; every option is also a key of a config file.
 """
-VERBS = ("fit", "validate", "test", "predict")
+VERBS = {verb: ".trainer_cli" for verb in ("fit", "validate", "test", "predict")} | {"doctor": ".commands.doctor"}
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a verb. Exit code 2: the command or config cannot work; 3: a guard stopped the run."""
+    """Runs a verb. Exit code 2: the command or config cannot work; 3: a guard stopped the run; 4: an engine failed."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -26,9 +28,7 @@ def main(argv: list[str] | None = None) -> None:
 
         print(__version__)
     elif argv[0] in VERBS:
-        from .trainer_cli import run
-
-        run(argv)
+        import_module(VERBS[argv[0]], __package__).run(argv)
     else:
         print(f"error: no verb {argv[0]!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
         raise SystemExit(2)

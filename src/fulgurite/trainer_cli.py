@@ -26,8 +26,10 @@ from .callbacks.defaults import TUNABLE, fixed_callbacks
 from .data.rollout_datamodule import RolloutDataModule
 from .data.supervised_datamodule import SupervisedDataModule
 from .data.task_datamodule import TaskDataModule
+from .engines.protocol import EngineError
 from .engines.transformers_engine import TransformersEngine
 from .engines.vllm_engine import VLLMEngine
+from .engines.vllm_server import VLLMServerEngine
 from .guards import GuardError
 from .models.causal_lm import TinyModel
 from .modules.base import RoundModule
@@ -46,6 +48,7 @@ SHORT_NAMES = (
     SupervisedDataModule,
     TransformersEngine,
     VLLMEngine,
+    VLLMServerEngine,
     Addition,
     MarkedAnswer,
 )
@@ -238,6 +241,8 @@ def run(argv: list[str]) -> None:
             fail(text, code=2)
         if text := cause_of(error, GuardError):
             fail(f"stopped by a guard: {text}", code=3)
+        if text := cause_of(error, EngineError):
+            fail(text, code=4)
         if "Union subtypes" in str(error):
             fail(sentence_in(str(error)), code=2)
         raise

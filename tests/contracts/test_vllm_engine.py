@@ -5,7 +5,9 @@ import weakref
 import pytest
 import torch
 
-pytest.importorskip("vllm", reason="vLLM is not installed: its tests are skipped")
+from tiny import require_vllm_cpu
+
+require_vllm_cpu()
 
 import vllm  # noqa: E402
 from engine_contract import TOKENIZER, EngineContract, perturbed, prompt, random_prompts, same  # noqa: E402

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("vllm", reason="vLLM is not installed: its tests are skipped")
+from tiny import require_vllm_cpu
+
+require_vllm_cpu()
 
 
 def run(case: str, folder: Path) -> str:

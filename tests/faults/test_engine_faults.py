@@ -7,7 +7,7 @@ import pytest
 from fulgurite.engines.transformers_engine import TransformersEngine
 from fulgurite.guards import GuardError
 from fulgurite.types import SamplingSpec
-from tiny import VLLM_TINY, tiny_data, tiny_grpo, tiny_trainer
+from tiny import VLLM_TINY, require_vllm_cpu, tiny_data, tiny_grpo, tiny_trainer
 
 
 class Copying(TransformersEngine):
@@ -99,7 +99,7 @@ def test_one_wrong_element_is_seen():
 
 @pytest.fixture(scope="module")
 def vllm():
-    pytest.importorskip("vllm", reason="vLLM is not installed: its tests are skipped")
+    require_vllm_cpu()
     from fulgurite.engines import vllm_engine
 
     return vllm_engine

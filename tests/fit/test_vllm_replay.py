@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-pytest.importorskip("vllm", reason="vLLM is not installed: its tests are skipped")
+from tiny import require_vllm_cpu
+
+require_vllm_cpu()
 
 from fulgurite.engines.transformers_engine import TransformersEngine  # noqa: E402
 from fulgurite.engines.vllm_engine import VLLMEngine  # noqa: E402

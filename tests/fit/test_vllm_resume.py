@@ -1,8 +1,8 @@
 """With vLLM, too, the same run writes the same bytes, and a run that was stopped goes on as if it had not been."""
 
-import pytest
+from tiny import require_vllm_cpu
 
-pytest.importorskip("vllm", reason="vLLM is not installed: its tests are skipped")
+require_vllm_cpu()
 
 from fulgurite.callbacks.checkpoint import RoundCheckpoint, checkpoints_in  # noqa: E402
 from fulgurite.callbacks.samples import SampleLogger  # noqa: E402

@@ -23,7 +23,7 @@ from ..types import Prompt, SamplingSpec
 if TYPE_CHECKING:
     import lightning as L
 
-PROBE_TOKENS, PROBE_SAMPLES = 40, 4
+PROBE_TOKENS, PROBE_SAMPLES = 36, 2
 TEMPERATURES = [t / 20 for t in range(1, 61)]
 
 
@@ -62,12 +62,12 @@ def probe_prompt(tokenizer, name: str, length: int) -> Prompt:
 
 
 class _Probe:
-    """A few first tokens after a prompt, sampled once; scored at any temperature."""
+    """A few first tokens after a prompt, sampled once by every replica; scored at any temperature."""
 
     def __init__(self, trainer: L.Trainer, engine: Engine, name: str, temperature: float) -> None:
         prompt = probe_prompt(trainer.lightning_module.tokenizer, name, min(PROBE_TOKENS, engine.limit - 1))
         spec = SamplingSpec(temperature, max_new_tokens=1, n=PROBE_SAMPLES)
-        completions = agree(trainer, "probing the engine's weights", engine.generate, [prompt], spec)
+        completions = agree(trainer, "probing the engine's weights", engine.generate, [prompt] * engine.replicas, spec)
         self.trainer = trainer
         self.engine_logprobs = torch.tensor([c.logprobs[0] for c in completions])
         self.tokens = torch.tensor([prompt.token_ids + c.token_ids for c in completions])
@@ -79,7 +79,7 @@ class _Probe:
         return float(self.trainer.strategy.reduce(gap, reduce_op="max"))
 
     def _trainer_logprobs(self, temperature: float) -> Tensor:
-        """(PROBE_SAMPLES,) of the last token of each row."""
+        """(rows,) of the last token of each row."""
         module = self.trainer.lightning_module
         model, tokens = module.sampling_model, self.tokens.to(module.device)
         keep = torch.zeros_like(tokens, dtype=torch.bool)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from ..models.causal_lm import CausalLM
 
 
+class EngineError(RuntimeError):
+    """An engine that cannot go on. The message says what happened and what to do; the run goes on from its last checkpoint."""
+
+
 class Engine(ABC):
     """Draws completions with the weights it was last given.
 
@@ -32,12 +36,14 @@ class Engine(ABC):
             tensors of the bound model themselves.
         dtype: of the weights it holds; streamed weights are cast to it.
         limit: longest prompt and completion together, in tokens.
+        replicas: copies of the weights behind it; that many equal requests in one call reach each of them.
     """
 
     version: int | None = None
     copies: bool = True
     dtype: torch.dtype
     limit: int
+    replicas: int = 1
 
     @abstractmethod
     def bind(self, model: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:

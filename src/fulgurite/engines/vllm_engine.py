@@ -84,6 +84,11 @@ class VLLMEngine(Engine):
         self.tied, self.device, self.version = model.tied_weights(), device, None
         architecture = (model.hf.config.to_json_string(), str(self.limit), device)
         if self.llm is None or self.built_for != architecture:
+            if VLLMEngine.running and dist.get_world_size() > 1:
+                raise ConfigError(
+                    "a vLLM engine of another model runs in this process, and with several processes it cannot be stopped "
+                    "alone; use VLLMServerEngine for the second model"
+                )
             if VLLMEngine.running:
                 VLLMEngine.running._stop()
             self.llm = self._start(model, tokenizer, device)
@@ -184,13 +189,13 @@ class VLLMEngine(Engine):
                 )
             except (ValueError, RuntimeError) as error:
                 raise ConfigError(
-                    f"vLLM cannot run this model: {str(error).strip().splitlines()[-1]}; change max_tokens, memory_share, "
+                    f"vLLM cannot run this model: {' '.join(str(error).split())[:400]}; change max_tokens, memory_share, "
                     "kv_cache_gib or options of the engine, or take another model"
                 ) from error
             return llm
 
     def _stop(self) -> None:
-        """Collected at once: a vLLM that is collected later takes the process groups of the next one with it."""
+        """Collected at once: vLLM takes the process groups with it, later perhaps those of the next one."""
         self.llm.llm_engine.engine_core.shutdown()
         self.llm = self.version = VLLMEngine.running = None
         gc.collect()

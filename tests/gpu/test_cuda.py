@@ -1,0 +1,136 @@
+"""What only a CUDA device can show. Written without one at hand: nothing in this file has been run on CUDA by its authors."""
+
+import copy
+
+import pytest
+import torch
+
+from contracts.engine_contract import TOKENIZER, EngineContract, perturbed, random_prompts
+from fulgurite.engines.transformers_engine import TransformersEngine
+from fulgurite.engines.vllm_engine import VLLMEngine
+from fulgurite.models.causal_lm import CausalLM, TinyModel
+from fulgurite.types import SamplingSpec
+from tiny import tiny_data, tiny_grpo, tiny_trainer
+
+pytestmark = pytest.mark.gpu
+DEVICE = "cuda"
+POLICY = TinyModel(hidden_size=64, intermediate_size=64, heads=2, kv_heads=2, alphabet="0123456789+=#")
+GREEDY = SamplingSpec(temperature=0, max_new_tokens=24)
+
+
+def on_device(model):
+    """A copy; the original stays on the CPU as the reference."""
+    return copy.deepcopy(model).to(DEVICE)
+
+
+def loaded(engine, model, version=0):
+    engine.bind(model, TOKENIZER)
+    engine.load_weights(model.named_full_weights(), version)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def vllm():
+    """A function that gives an engine with small memory."""
+    pytest.importorskip("vllm", reason="vLLM is not installed: its tests are skipped")
+    return lambda **settings: VLLMEngine(memory_share=0.1, kv_cache_gib=0.5, **settings)
+
+
+class TestTransformersEngine(EngineContract):
+    def make(self, model, **settings):
+        return loaded(TransformersEngine(), on_device(model))
+
+
+class TestVLLMEngine(EngineContract):
+    """In float32, so that the tolerances of the contract hold; without CUDA graphs, to start within seconds."""
+
+    engine = None
+
+    @pytest.fixture(autouse=True)
+    def one_for_all(self, vllm):
+        if TestVLLMEngine.engine is None:
+            TestVLLMEngine.engine = vllm(dtype="float32", options={"enforce_eager": True})
+
+    def make(self, model, **settings):
+        return loaded(self.engine, on_device(model))
+
+
+def mean_gap(engine, model):
+    """Between the engine's log-probabilities and those of a pass in the trainer's mixed precision."""
+    gaps, prompts = [], random_prompts(5, 9, 30)
+    owners = [p for p in prompts for _ in range(8)]
+    completions = engine.generate(prompts, SamplingSpec(max_new_tokens=20, n=8))
+    for prompt, completion in zip(owners, completions, strict=True):
+        row = torch.tensor([prompt.token_ids + completion.token_ids], device=DEVICE)
+        keep = torch.arange(row.shape[1], device=DEVICE)[None] >= len(prompt.token_ids)
+        with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
+            scored = model.score(row, keep).logprobs[keep].cpu()
+        gaps.append((scored - torch.tensor(completion.logprobs)).abs())
+    return float(torch.cat(gaps).mean())
+
+
+def test_vllm_in_bfloat16_stays_near_the_trainer_and_other_weights_do_not(vllm):
+    """bfloat16 keeps 8 bits, so a logit of size 4 is off by up to 0.016 on either side after one rounding, and a few more
+    roundings lie before it; other weights are about a nat away."""
+    model, other = on_device(perturbed()), on_device(perturbed())
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    engine = loaded(vllm(dtype="bfloat16"), model)
+    assert 0 < mean_gap(engine, model) < 0.05
+    assert mean_gap(engine, other) > 0.3
+    engine.load_weights(other.named_full_weights(), 1)
+    assert 0 < mean_gap(engine, other) < 0.05
+
+
+def test_sleep_gives_memory_back_and_a_load_wakes_with_the_right_weights(vllm):
+    model, prompts = on_device(perturbed()), random_prompts(5, 9, 200)
+    engine = loaded(vllm(dtype="float32", options={"enforce_eager": True}), model)
+    before = engine.generate(prompts, GREEDY)
+    free = torch.cuda.mem_get_info()[0]
+    engine.sleep()
+    assert torch.cuda.mem_get_info()[0] - free > 0.4 * 2**30, "the key-value cache alone is half a GiB"
+    with pytest.raises(RuntimeError, match="holds no weights"):
+        engine.generate(prompts, GREEDY)
+    engine.load_weights(model.named_full_weights(), 1)
+    assert [c.token_ids for c in engine.generate(prompts, GREEDY)] == [c.token_ids for c in before]
+    engine.sleep()
+    with torch.no_grad():
+        model.hf.model.embed_tokens.weight.mul_(-1)
+    engine.load_weights(model.named_full_weights(), 2)
+    after = [c.token_ids for c in engine.generate(prompts, GREEDY)]
+    expected = loaded(TransformersEngine(), model).generate(prompts, GREEDY)
+    assert after == [c.token_ids for c in expected] and after != [c.token_ids for c in before]
+
+
+@pytest.mark.parametrize("engine", ["embedded", "vllm"])
+def test_rounds_in_mixed_precision_move_the_weights(engine, request):
+    make = TransformersEngine if engine == "embedded" else request.getfixturevalue("vllm")
+    module, start = tiny_grpo(policy=POLICY), dict(CausalLM.load(POLICY).named_parameters())
+    trainer = tiny_trainer(max_epochs=3, accelerator=DEVICE, precision="bf16-mixed", enable_checkpointing=False)
+    trainer.fit(module, datamodule=tiny_data(engine=make()))
+    assert (int(module.updates), int(module.skipped_updates)) == (3, 0)
+    for name, weight in module.trained["policy"].named_parameters():
+        assert weight.dtype == torch.float32
+        moved = (weight.detach().cpu() != start[name]).float().mean()
+        assert moved > 0.5, f"{moved:.0%} of {name} moved"
+    # bfloat16 on both sides, by different kernels
+    assert 0 <= module.last_update["mismatch/logprob_gap_mean_nats"] < 0.05
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_scorer_gives_what_it_gives_on_the_cpu(temperature):
+    """Log-probabilities, entropies and gradients in float32."""
+    reference = perturbed()
+    model = on_device(reference)
+    tokens = torch.randint(3, 48, (4, 60), generator=torch.Generator().manual_seed(1))
+    keep = torch.arange(60)[None] >= torch.tensor([1, 5, 30, 59])[:, None]
+    weights = torch.randn(4, 60, generator=torch.Generator().manual_seed(2))
+    scores = [m.score(tokens.to(d), keep.to(d), temperature) for m, d in ((reference, "cpu"), (model, DEVICE))]
+    for name in ("logprobs", "entropy"):
+        torch.testing.assert_close(getattr(scores[1], name).cpu(), getattr(scores[0], name), atol=1e-4, rtol=0)
+    for score, device in zip(scores, ("cpu", DEVICE), strict=True):
+        (score.logprobs * weights.to(device)).sum().backward()
+    for (name, expected), weight in zip(reference.named_parameters(), model.parameters(), strict=True):
+        gap = (weight.grad.cpu() - expected.grad).abs().max() / expected.grad.abs().max()
+        assert gap < 1e-4, f"{name}: {gap:.1e} of its largest gradient"
