@@ -244,12 +244,12 @@ def test_vllm_that_dies_without_a_word(vllm_is):
 
 
 def test_vllm_that_hangs_is_killed_with_its_own_processes(vllm_is, monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "VLLM_LIMIT_S", 3)
+    monkeypatch.setattr(doctor, "VLLM_LIMIT_S", 20)
     text = (
         "import subprocess, time\nchild = subprocess.Popen(['sleep', '600'])\n"
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\ntime.sleep(600)\n"
     )
-    assert vllm_is(text) == [("FAIL", "vLLM import", "no answer within 3 s"), *others_not_reached(0)]
+    assert vllm_is(text) == [("FAIL", "vLLM import", "no answer within 20 s"), *others_not_reached(0)]
     state = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
     assert not state.exists() or state.read_text().split()[2] in "ZX"
 

@@ -67,6 +67,16 @@ def test_the_table_has_no_cycle():
         left = {room: needs for room, needs in left.items() if room not in ready}
 
 
+def test_one_file_imports_vllm():
+    def imports_it(node: ast.AST) -> bool:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        return any(name.split(".")[0] == "vllm" for name in names)
+
+    found = {path.name for path in SOURCE.rglob("*.py") if any(map(imports_it, ast.walk(ast.parse(path.read_text()))))}
+    assert found == {"vllm_engine.py"}
+
+
 def test_importing_the_package_loads_nothing_heavy():
     code = (
         "import sys, fulgurite, fulgurite.cli; print([m for m in ('torch', 'transformers', 'lightning') if m in sys.modules])"

@@ -22,11 +22,6 @@ def trial() -> Iterator[str]:
     Raises:
         Exception: of any kind, where a step did not work.
     """
-    begin = time.perf_counter()
-    import vllm  # noqa: F401
-
-    yield f"{version()} in {time.perf_counter() - begin:.0f} s"
-
     import torch
 
     from ..engines.transformers_engine import TransformersEngine
@@ -36,7 +31,10 @@ def trial() -> Iterator[str]:
     from ..models.causal_lm import TinyModel, load_tokenizer
     from ..types import ConfigError, Prompt, SamplingSpec
 
-    if lacking := missing_capabilities():
+    begin = time.perf_counter()
+    lacking = missing_capabilities()
+    yield f"{version()} in {time.perf_counter() - begin:.0f} s"
+    if lacking:
         raise ConfigError(f"this vLLM lacks {', '.join(lacking)}; install it {INSTALL}")
     yield "all that the engine asks for"
 
