@@ -291,7 +291,7 @@ class StandIn(TransformersEngine):
 def steps_with(monkeypatch, **attributes):
     monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
     monkeypatch.setattr(vllm_engine, "missing_capabilities", lambda: [])
-    monkeypatch.setattr(vllm_engine, "VLLMEngine", type("VLLMEngine", (StandIn,), attributes))
+    monkeypatch.setattr(vllm_engine, "VLLMEngine", type("StandInForVLLM", (StandIn,), attributes))
     return vllm_trial.trial()
 
 

@@ -20,8 +20,8 @@ model = CausalLM(Qwen2ForCausalLM(config))
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+def peak():  # of this program: ru_maxrss would start from that of the process that started it
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 2**10
 
 def score(tokens, keep):
     if way == "chunked":
