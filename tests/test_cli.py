@@ -226,3 +226,23 @@ def test_time_is_not_spent_on_help():
     with pytest.raises(SystemExit):
         cli.main(["nonsense"])
     assert time.process_time() - begin < 0.1
+
+
+def test_prediction_takes_a_number_of_completions_and_of_prompts(config, tmp_path):
+    cli.main(["predict", "--config", str(config), "--n", "3", "--prompts", "2"])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 6 and len({row["prompt_id"] for row in rows}) == 2
+    assert set(rows[0]) >= {"prompt", "text", "reference", "extracted", "outcome"}
+
+
+def test_the_best_checkpoint_has_a_name(config, tmp_path, capsys):
+    assert "was checkpoint.best set" in refused(capsys, "validate", "--config", str(config), "--ckpt_path", "best")
+    cli.main(["fit", "--config", str(config), "--checkpoint.best", "eval/sampled/accuracy"])
+    cli.main(["validate", "--config", str(config), "--ckpt_path", "best"])
+    assert len(list((tmp_path / "run" / "checkpoints").glob("best-*.ckpt"))) == 1
+
+
+def test_the_run_keeps_fingerprints_of_its_prompts(config, tmp_path):
+    cli.main(["fit", "--config", str(config)])
+    data = json.loads((tmp_path / "run" / "environment.json").read_text())["data"]
+    assert set(data) == {"training split", "benchmark sampled"} and data["training split"] != data["benchmark sampled"]

@@ -247,7 +247,7 @@ def run_folder(workspace, tmp_path_factory) -> Path:
         "--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "1", "--model.init_args.kl_beta", "0.1",
         "--model.init_args.importance.mode", "mask",
         "--data.init_args.task", "tiny.EvenDigits", "--data.init_args.prompts_per_step", "16",
-        "--data.init_args.benchmarks", "{sampled: {split: held_out, limit: 8, sampling: {max_new_tokens: 4}}}",
+        "--data.init_args.benchmarks", "{sampled: {split: held_out, limit: 8, k: [2], sampling: {max_new_tokens: 4, n: 2}}}",
     ]  # fmt: skip
     cli.main(["fit", *options])
     cli.main(["predict", *options, "--ckpt_path", "last"])

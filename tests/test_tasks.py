@@ -1,13 +1,13 @@
 """Tasks: what a prompt looks like and what an answer is worth."""
 
-import gzip
 import json
 
 import pytest
 
 from fulgurite.tasks.addition import Addition
 from fulgurite.tasks.marked_answer import MarkedAnswer, normalise
-from fulgurite.tasks.sources import JsonlSource
+from fulgurite.tasks.prompting import PromptStyle
+from fulgurite.tasks.sources import Source
 from fulgurite.types import Completion, ConfigError
 
 
@@ -62,42 +62,22 @@ def test_numbers_of_absurd_size_stay_text():
     assert normalise("7") != normalise("8")
 
 
-def test_a_source_maps_columns_and_names_file_and_line_in_errors(tmp_path):
-    path = tmp_path / "rows.jsonl.gz"
-    with gzip.open(path, "wt") as file:
-        file.write(
-            json.dumps({"problem": "1+1?", "answer": "so #### 2"}) + "\n\n" + json.dumps({"problem": "x", "answer": 3}) + "\n"
-        )
-    source = JsonlSource(str(path), columns={"question": "problem"})
-    assert source.rows(("question", "answer")) == [
-        {"question": "1+1?", "answer": "so #### 2"},
-        {"question": "x", "answer": "3"},
-    ]
-    assert len(JsonlSource(str(path), columns={"question": "problem"}, limit=1).rows(("question",))) == 1
-    with pytest.raises(ConfigError, match=r"rows.jsonl.gz, line 1: no column 'question'; it has answer, problem"):
-        JsonlSource(str(path)).rows(("question", "answer"))
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"question": "a", "answer": "b"}\n{"question": \n')
-    with pytest.raises(ConfigError, match="bad.jsonl, line 2: expected a JSON object"):
-        JsonlSource(str(bad)).rows(("question", "answer"))
-    bad.write_text('{"question": "a", "answer": null}\n')
-    with pytest.raises(ConfigError, match="bad.jsonl, line 1: answer is null"):
-        JsonlSource(str(bad)).rows(("question", "answer"))
-    with pytest.raises(ConfigError, match="no file at"):
-        JsonlSource(str(tmp_path / "none.jsonl"))
-
-
 def test_marked_answers(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"question": "Half of {144}?", "answer": "144/2 = 72\n#### 72"}) + "\n")
-    task = MarkedAnswer({"train": JsonlSource(str(path))}, template="Q: {question} Use {marker}\n")
+    task = MarkedAnswer({"train": Source(str(path))}, PromptStyle("Q: {question} Use {marker}\n"))
     (prompt,) = task.prompts("train")
     assert prompt.text == "Q: Half of {144}? Use ####\n" and prompt.answer == "72" and prompt.id == "train/0"
+    assert prompt.source == str(path) and prompt.metadata == {"question": "Half of {144}?"}
     outcomes = {"so #### 72": "correct", "#### 71 #### 72.00": "correct", "#### 71": "wrong", "72": "ungradable"}
     assert {text: task.judge(prompt, said(text)).outcome for text in outcomes} == outcomes
+    answers = {"so #### 72": "72", "#### 71 #### 72.00": "72", "#### $1,071.": "1071", "72": None}
+    assert {text: task.judge(prompt, said(text)).answer for text in answers} == answers
     with pytest.raises(ConfigError, match="no split 'test'; expected one of train"):
         task.prompts("test")
-    (message,) = MarkedAnswer({"train": JsonlSource(str(path))}, template="{question}", chat=True).prompts("train")[0].messages
-    assert message == {"role": "user", "content": "Half of {144}?"}
-    with pytest.raises(ConfigError, match="chat is false"):
-        MarkedAnswer({}, system="Be brief.")
+    chat = MarkedAnswer({"train": Source(str(path))}, PromptStyle(chat=True, system="Be brief."), marker="=>")
+    assert chat.prompts("train")[0].messages == (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Half of {144}?"},
+    )
+    assert chat.prompts("train")[0].answer == "144/2 = 72\n#### 72"

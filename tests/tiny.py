@@ -38,7 +38,7 @@ class EvenDigits(Addition):
     def judge(self, prompt: Prompt, completion: Completion) -> Verdict:
         even = sum(c in "02468" for c in completion.text)
         reward = even / max(1, len(completion.token_ids))
-        return Verdict("correct" if even else "wrong", {"even": reward}, reward)
+        return Verdict("correct" if even else "wrong", {"even": reward}, reward, answer=completion.text)
 
 
 def tiny_data(**settings) -> RolloutDataModule:

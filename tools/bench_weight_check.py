@@ -49,13 +49,14 @@ class Rounds(L.Callback):
         self.seconds.append(time.perf_counter() - self.begin)
         data, model = trainer.datamodule, module.sampling_model
         begin = time.perf_counter()
-        data.engine.load_weights(model.named_full_weights(), -1)
+        data.engine.load_weights(model.named_full_weights(), int(module.updates))
         middle = time.perf_counter()
         weights = ChecksummedWeights(model.named_full_weights(), data.engine.dtype)
-        data.engine.load_weights(weights, -2)
+        data.engine.load_weights(weights, int(module.updates))
         check_load(trainer, data.engine, weights, data.temperature)
         self.bare.append(middle - begin)
         self.checked.append(time.perf_counter() - middle)
+        data.engine.version = None  # so that the next round loads and checks, as every round does
 
 
 def main(rounds: int) -> None:

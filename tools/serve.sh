@@ -24,7 +24,8 @@ options+=(--load-format dummy --hf-overrides '{"tie_word_embeddings": false}')
 # Comes with every answer, so that a restarted server, which has lost the run's weights, is told from the one before.
 options+=(--fingerprint-mode custom --fingerprint-value "$port.$$.$(date +%s)")
 if ! { command -v nvidia-smi && nvidia-smi -L; } >/dev/null 2>&1; then
-    options+=(--dtype float32 --enforce-eager --block-size 32 --kv-cache-memory-bytes $((256 << 20)))
+    # Without chunks: in pieces, a prompt with a seed of its own ends the server, as the CPU's generator has no offset.
+    options+=(--no-enable-chunked-prefill --dtype float32 --enforce-eager --block-size 32 --kv-cache-memory-bytes $((256 << 20)))
     # Bound to cores, as vLLM does by default, every server on this machine would take the first one.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" VLLM_CPU_OMP_THREADS_BIND="${VLLM_CPU_OMP_THREADS_BIND:-nobind}"
 fi

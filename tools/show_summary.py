@@ -16,6 +16,10 @@ def table(run: Path) -> str:
             low, high = point["interval_95"][name]
             cells.append(f"{point[name]:.1%} [{low:.1%}, {high:.1%}]")
         lines.append(f"{name:<18} {cells[0]:>22} {cells[1]:>22}")
+        for measure, value in after.get("at_k", {}).get(name, {}).items():
+            if not measure.startswith("avg@"):  # the accuracy once more
+                earlier = before["at_k"].get(name, {}).get(measure)
+                lines.append(f"  {measure:<16} {'' if earlier is None else f'{earlier:.1%}':>22} {value:>22.1%}")
     lines.append(f"({before['prompts'][name]} prompts, 95% intervals)")
     lines.append(f"\n{summary['rounds']} rounds, {summary['updates']} updates, {summary['sampled_tokens']:,} tokens sampled, "
                  f"seed {summary['seed']}")  # fmt: skip

@@ -11,11 +11,13 @@ USAGE = """usage: fulgurite VERB [options]
   validate   measure:  fulgurite validate --config configs/quickstart/grpo.yaml --ckpt_path last
   test       the same on the test loaders
   predict    write completions of the benchmarks with their verdicts
+  grade      grade answers of a file: fulgurite grade pairs FILE.jsonl
   doctor     check this machine: packages, GPU, vLLM, disk, memory
 
 `fulgurite VERB --help` lists the options; every option is also a key of a config file.
 """
-VERBS = {verb: ".trainer_cli" for verb in ("fit", "validate", "test", "predict")} | {"doctor": ".commands.doctor"}
+VERBS = {verb: ".trainer_cli" for verb in ("fit", "validate", "test", "predict")}
+VERBS |= {"grade": ".commands.grade", "doctor": ".commands.doctor"}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -29,11 +30,14 @@ def environment() -> dict:
     }
 
 
-def write_environment(run_dir: str | Path) -> Path:
-    """Writes `environment.json`, or `environment.resume-N.json` where the run has one already; returns its path."""
+def write_environment(run_dir: str | Path, data: Mapping[str, Mapping]) -> Path:
+    """Writes `environment.json`, or `environment.resume-N.json` where the run has one already; returns its path.
+
+    `data`: {split or benchmark: what identifies its prompts}.
+    """
     path = unused(Path(run_dir), "environment", "json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(environment(), indent=2) + "\n")
+    path.write_text(json.dumps({**environment(), "data": dict(data)}, indent=2) + "\n")
     return path
 
 

@@ -37,6 +37,8 @@ from .modules.grpo import GRPO
 from .modules.supervised import SupervisedFineTuning
 from .run_record import unused, write_environment
 from .tasks.addition import Addition
+from .tasks.knights_knaves import KnightsKnaves
+from .tasks.knights_letters import KnightsKnavesLetters
 from .tasks.marked_answer import MarkedAnswer
 from .types import ConfigError
 
@@ -50,6 +52,8 @@ SHORT_NAMES = (
     VLLMEngine,
     VLLMServerEngine,
     Addition,
+    KnightsKnaves,
+    KnightsKnavesLetters,
     MarkedAnswer,
 )
 TRAINER_DEFAULTS = {
@@ -90,7 +94,7 @@ class SaveRun(SaveConfigCallback):
                 )
             path.parent.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, path, skip_none=False, multifile=False)
-            write_environment(trainer.default_root_dir)
+            write_environment(trainer.default_root_dir, trainer.datamodule.identities)
 
 
 class CLI(LightningCLI):
@@ -113,6 +117,13 @@ class CLI(LightningCLI):
             parser.add_lightning_class_args(kind, key)
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument("--n", type=int | None, default=None, help="Completions of each prompt of every benchmark.")
+            parser.add_argument("--prompts", type=int | None, default=None, help="Prompts of every benchmark; default all.")
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         self.config = parser.parse_args(args)
 
@@ -131,19 +142,29 @@ class CLI(LightningCLI):
                 near = difflib.get_close_matches(strategy, known, n=1) or ["auto, ddp or fsdp2"]
                 raise ConfigError(f"trainer.strategy is {strategy}, which is unknown; did you mean {near[0]}?")
         checkpoint = settings.get("ckpt_path")
-        if checkpoint == "last":
-            found = checkpoints_in(run)
+        if checkpoint in ("last", "best"):
+            found = checkpoints_in(run, best=checkpoint == "best")
             if not found:
-                raise ConfigError(f"--ckpt_path last finds no checkpoint in {run / 'checkpoints'}; is --run_dir right?")
+                hint = "was checkpoint.best set, and " if checkpoint == "best" else ""
+                raise ConfigError(
+                    f"--ckpt_path {checkpoint} finds no checkpoint in {run / 'checkpoints'}; {hint}is --run_dir right?"
+                )
             settings.ckpt_path = str(found[-1])
         elif checkpoint and not Path(checkpoint).exists():
-            raise ConfigError(f"--ckpt_path {checkpoint} does not exist; `last` stands for the newest of --run_dir")
+            raise ConfigError(
+                f"--ckpt_path {checkpoint} does not exist; `last` stands for the newest of --run_dir, `best` for its best"
+            )
         resumes = bool(checkpoint) and Path(settings.ckpt_path).resolve().parent.parent == run.resolve()
         if self.subcommand == "fit" and not resumes and (run / "config.yaml").exists() and not rank_zero_only.rank:
             raise ConfigError(f"{run} already holds a run; resume it with --ckpt_path last, or choose another --run_dir")
         if settings.weights_only is None:
             settings.weights_only = True  # a checkpoint is data: nothing in it may run
         self._models(settings)
+        if self.subcommand == "predict":
+            for benchmark in (settings.data.init_args.get("benchmarks") or {}).values():
+                benchmark.limit = settings.prompts or benchmark.limit
+                if settings.n:
+                    benchmark.sampling.n, benchmark.k = settings.n, []  # prediction measures nothing at k
 
     def _models(self, settings: Namespace) -> None:
         """Makes models tiny where asked, and refuses a missing folder with the command that makes it."""

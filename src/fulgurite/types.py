@@ -37,7 +37,7 @@ COMPLETION_SEGMENTS = (Segment.HINT, Segment.SAMPLED, Segment.FORCED, Segment.GO
 @dataclass(frozen=True)
 class Prompt:
     """A question. `token_ids` is filled once by the tokenizer; `draw` counts repeats of the prompt within a run of prompts,
-    so that a prompt drawn twice gets fresh samples."""
+    so that a prompt drawn twice gets fresh samples; `thinking` is the switch of the template that `messages` go through."""
 
     id: str
     text: str = ""
@@ -47,6 +47,7 @@ class Prompt:
     metadata: Mapping[str, str] = field(default_factory=dict)
     token_ids: tuple[int, ...] = ()
     draw: int = 0
+    thinking: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,13 @@ class Completion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judgement: `outcome` is `correct`, `wrong` or `ungradable`; `rewards` by name and `reward`, their weighted sum."""
+    """A judgement: `outcome` is `correct`, `wrong` or `ungradable`; `rewards` by name and `reward`, their weighted sum;
+    `answer` is what was read from the completion, normalised, so that equal answers are equal texts: they vote together."""
 
     outcome: str
     rewards: Mapping[str, float]
     reward: float
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -240,13 +243,14 @@ class Minibatch:
 @dataclass(frozen=True)
 class EvaluationBatch:
     """Judged completions of a benchmark: `correct` (Q, n) float32, 1 where the verdict is `correct`; completions and verdicts
-    prompt by prompt."""
+    prompt by prompt; `k` of avg@k, pass@k and maj@k."""
 
     benchmark: str
     correct: Tensor
     prompts: tuple[Prompt, ...]
     completions: tuple[Completion, ...]
     verdicts: tuple[Verdict, ...]
+    k: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.correct)

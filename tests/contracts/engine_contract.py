@@ -157,6 +157,18 @@ class EngineContract:
         for completion, logprobs in zip(completions, expected, strict=True):
             assert completion.logprobs == pytest.approx(logprobs, abs=1e-4)
 
+    def test_many_tokens_of_prompts_in_one_call(self):
+        model, prompts = perturbed(), random_prompts(*[100] * 45)
+        spec = SamplingSpec(0.7, max_new_tokens=6)
+        completions = self.make(model).generate(prompts, spec)
+        for completion, logprobs in zip(completions, scored(model, prompts, completions, 0.7), strict=True):
+            assert completion.logprobs == pytest.approx(logprobs, abs=1e-4)
+
+    def test_greedy_completions_of_a_prompt_are_all_the_same(self):
+        model, prompts = perturbed(), random_prompts(5, 9)
+        completions = self.make(model).generate(prompts, SamplingSpec(temperature=0, max_new_tokens=6, n=3))
+        assert [c.token_ids for c in completions] == [generated(model, p, 6) for p in prompts for _ in range(3)]
+
     def test_completions_come_prompt_by_prompt(self):
         engine = self.make(chain("abc", "123456", "x"))
         completions = engine.generate([prompt("1"), prompt("x"), prompt("a")], SamplingSpec(max_new_tokens=9, n=2))

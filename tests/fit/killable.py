@@ -121,6 +121,11 @@ class LoudGRPO(GRPO):
         event("validation_step", batch.benchmark, batch_idx)
         super().validation_step(batch, batch_idx, dataloader_idx)
 
+    def on_validation_epoch_end(self):
+        super().on_validation_epoch_end()
+        if setting("BEST"):
+            self.log("eval/easy/score", float(self.rounds % 2))  # 0, 1, 0: the second round is the best
+
     def on_train_epoch_end(self):
         super().on_train_epoch_end()
         event("module.on_train_epoch_end", self.trainer.current_epoch)
@@ -176,7 +181,10 @@ class LoudCheckpoint(RoundCheckpoint):
     def save(self, trainer, rounds, updates):
         name = f"{rounds}.{updates}"
         rename = os.replace
-        checkpoint_module.os.replace = lambda *paths: (event("saving", name), rename(*paths))
+        checkpoint_module.os.replace = lambda *paths: (
+            event("keeping" if paths[1].name.startswith("best") else "saving", name),
+            rename(*paths),
+        )
         try:
             super().save(trainer, rounds, updates)
         finally:
@@ -189,7 +197,9 @@ def fit() -> None:
     sharded = setting("STRATEGY")
     strategy = FSDP2Strategy(save_distributed_checkpoint=sharded == "sharded") if sharded else "auto"
     every = int(setting("EVERY", "1"))
-    saver = LoudCheckpoint(every_n_rounds=1, every_n_updates=every, after_sampling=bool(setting("EARLY")))
+    saver = LoudCheckpoint(
+        every_n_rounds=1, every_n_updates=every, after_sampling=bool(setting("EARLY")), best=setting("BEST") or None
+    )
     rounds = int(setting("ROUNDS", str(ROUNDS)))
     trainer = tiny_trainer(max_epochs=rounds, strategy=strategy, devices=2 if sharded else 1,
                            default_root_dir=".", callbacks=[saver, SampleLogger(every_n_rounds=0), Ledger()])  # fmt: skip
@@ -236,6 +246,9 @@ def kill_and_resume(reference: Path, place: str, ranks: int = 1, **settings: obj
             rest = again
         if rest != again:
             wrong.append(f"hooks of rank {r}: want {rest[:6]}, got {again[:6]}")
+    want, got = ([path.name for path in checkpoints_in(run, best=True)] for run in (reference, folder))
+    if want != got or len(want) != ("BEST" in settings):
+        wrong.append(f"best checkpoints: want {want}, got {got}")
     if round_files(reference) != round_files(folder):
         wrong.append("files of the rounds")
     return {"place": place, "wrong": wrong}
@@ -276,12 +289,16 @@ CASES: dict[str, tuple[dict, list[str]]] = {
     ),
     "Ctrl-C while sampling": (dict(SHAPE="2x1", EVERY=1, HOW="interrupt"), ["sampling:1"]),
     "4x1 estimate": (dict(SHAPE="4x1", ESTIMATE=1), ["stepped:5"]),
+    "2x1 best": (
+        dict(SHAPE="2x1", EVERY=1, BEST="eval/easy/score"),
+        ["keeping:1.0", "saving:1.0", "keeping:2.0", "saving:2.0", "saved:2.0", "stepped:4", "on_validation_end:2"],
+    ),
     "two ranks, one file": (
         dict(SHAPE="2x2", EVERY=1, STRATEGY="single"),
         ["stepped:5", "sampling:1", "validation_step:easy:1", "saved:2.0"],
     ),
     "two ranks, shards": (
-        dict(SHAPE="2x2", EVERY=1, STRATEGY="sharded"),
+        dict(SHAPE="2x2", EVERY=1, STRATEGY="sharded", BEST="eval/easy/score"),
         ["stepped:5", "sampling:1", "validation_step:easy:1", "saved:2.0"],
     ),
 }  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fulgurite.tasks.marked_answer import MarkedAnswer
-from fulgurite.tasks.sources import JsonlSource
+from fulgurite.tasks.sources import Source
 from fulgurite.types import Completion
 
 ROWS = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl.gz"
@@ -22,7 +22,7 @@ NATALIA = (
 
 @real_rows
 def test_the_first_real_row_renders_and_is_judged_by_value():
-    task = MarkedAnswer({"train": JsonlSource(str(ROWS), limit=2)})
+    task = MarkedAnswer({"train": Source(str(ROWS), limit=2)})
     first, second = task.prompts("train")
     assert first.text == NATALIA and first.answer == "72" and second.answer == "10"
     verdicts = [task.judge(first, Completion((), (), "stop", text)) for text in ("48/2=24, 48+24=72 #### 72", "#### 48", "72")]
@@ -39,7 +39,7 @@ def test_two_rounds_on_real_rows_from_the_command_line(tmp_path):
     assert len(rounds) == 2
     rows = [json.loads(line) for path in rounds for line in path.read_text().splitlines()]
     assert len(rows) == 2 * 2 * 3
-    known = {p.id: p for p in MarkedAnswer({"train": JsonlSource(str(ROWS), limit=64)}).prompts("train")}
+    known = {p.id: p for p in MarkedAnswer({"train": Source(str(ROWS), limit=64)}).prompts("train")}
     for row in rows:
         assert row["prompt"] == known[row["prompt_id"]].text
         assert row["outcome"] == MarkedAnswer({}).judge(known[row["prompt_id"]], Completion((), (), "", row["text"])).outcome

@@ -19,6 +19,7 @@ CASES = [
     "4x1 save after sampling",
     "2x1 three empty rounds",
     "4x1 estimate",
+    "2x1 best",
     "Ctrl-C while sampling",
     "two ranks, one file",
     "two ranks, shards",

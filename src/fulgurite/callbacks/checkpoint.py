@@ -26,9 +26,18 @@ class RoundCheckpoint(Checkpoint):
             inside a round (`max_steps`, `max_time`) saves there too, unless every_n_rounds is 0.
         after_sampling: save also as soon as a round is sampled, so that it is never paid for twice.
         keep: the newest this many stay; at least 2, so that one is whole whatever happens while the other is written.
+        best: a tag such as `eval/math500/avg@8`. The end of a round whose validation gives the largest value so far is saved as
+            well, and stays as `best-round-000012-update-000.ckpt`; of equal values the first.
     """
 
-    def __init__(self, every_n_rounds: int = 10, every_n_updates: int = 0, after_sampling: bool = False, keep: int = 2) -> None:
+    def __init__(
+        self,
+        every_n_rounds: int = 10,
+        every_n_updates: int = 0,
+        after_sampling: bool = False,
+        keep: int = 2,
+        best: str | None = None,
+    ) -> None:
         if every_n_rounds < 0 or every_n_updates < 0:
             raise ConfigError(
                 f"checkpoint.every_n_rounds is {every_n_rounds}, every_n_updates {every_n_updates}; expected 0 (never) or more"
@@ -36,7 +45,31 @@ class RoundCheckpoint(Checkpoint):
         if keep < 2:
             raise ConfigError(f"checkpoint.keep is {keep}; expected at least 2")
         self.every_n_rounds, self.every_n_updates = every_n_rounds, every_n_updates
-        self.after_sampling, self.keep = after_sampling, keep
+        self.after_sampling, self.keep, self.best = after_sampling, keep, best
+        self.record, self.beaten = float("-inf"), False
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if trainer.is_global_zero:  # what a kill left may be the best one too: shards would be written into it
+            _remove(_folder(trainer) / "writing.tmp")
+        if self.best is not None:
+            prefixes = [f"eval/{name}/" for name in trainer.datamodule.benchmarks]
+            if not self.best.startswith(tuple(prefixes)):
+                measured = f"a tag that begins with {' or '.join(prefixes)}" if prefixes else "a benchmark in data.benchmarks"
+                raise ConfigError(f"checkpoint.best is {self.best}, which nothing measures; expected {measured}")
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Compares at the end of a round only: a checkpoint of another moment could not be resumed exactly."""
+        ends = trainer.state.fn == "fit" and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if self.best is None or trainer.sanity_checking or not ends:
+            return
+        if self.best not in trainer.callback_metrics:
+            tags = ", ".join(sorted(tag for tag in trainer.callback_metrics if tag.startswith("eval/")))
+            raise ConfigError(f"checkpoint.best is {self.best}, which no validation measures; expected one of {tags}")
+        value = float(trainer.callback_metrics[self.best])
+        if value > self.record:
+            self.record, self.beaten = value, True
 
     def on_round(self, trainer: L.Trainer, module: L.LightningModule, sampled: object, kept: object) -> None:
         if self.after_sampling:
@@ -56,27 +89,64 @@ class RoundCheckpoint(Checkpoint):
         done = trainer.current_epoch + 1
         last = done == trainer.max_epochs or trainer.should_stop
         whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if whole and self.every_n_rounds and (done % self.every_n_rounds == 0 or last):
+        due = self.every_n_rounds and (done % self.every_n_rounds == 0 or last)
+        if whole and (due or self.beaten):
             self.save(trainer, done, 0)
 
     def save(self, trainer: L.Trainer, rounds: int, updates: int) -> None:
         """Writes a checkpoint of `rounds` whole rounds and `updates` of the next. Every rank must call it."""
-        folder = Path(trainer.default_root_dir) / "checkpoints"
+        folder = _folder(trainer)
         final, partial = folder / f"round-{rounds:06d}-update-{updates:03d}.ckpt", folder / "writing.tmp"
         trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
+            if self.beaten:
+                self._keep_best(partial, final)
             _remove(final)
             os.replace(partial, final)
             for old in checkpoints_in(trainer.default_root_dir)[: -self.keep]:
                 _remove(old)
+        self.beaten = False
         trainer.strategy.barrier()
 
+    def _keep_best(self, whole: Path, final: Path) -> None:
+        """Names a checkpoint twice, before it gets its own name: a run killed in between does the round again, and this too."""
+        best, older = final.with_name(f"best-{final.name}"), checkpoints_in(final.parent.parent, best=True)
+        partial = final.with_name("linking.tmp")
+        _remove(partial)
+        _link(whole, partial)
+        _remove(best)
+        os.replace(partial, best)
+        for old in set(older) - {best}:
+            _remove(old)
 
-def checkpoints_in(run_dir: str | Path) -> list[Path]:
+    def state_dict(self) -> dict:
+        return {} if self.best is None else {"best": self.best, "record": self.record}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        if state_dict.get("best") == self.best:
+            self.record = state_dict["record"]
+
+
+def checkpoints_in(run_dir: str | Path, best: bool = False) -> list[Path]:
     """The checkpoints of a run in the order in which they were written: after going back to an older one, what the run then
-    writes is newer than the rounds that it left."""
-    found = (Path(run_dir) / "checkpoints").glob("round-*-update-*.ckpt")
+    writes is newer than the rounds that it left. With `best` those that were the best: one, or the last of two after a kill."""
+    found = (Path(run_dir) / "checkpoints").glob(f"{'best-' if best else ''}round-*-update-*.ckpt")
     return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def _folder(trainer: L.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "checkpoints"
+
+
+def _link(path: str | Path, other: str | Path) -> None:
+    """A second name for a file, or for each file of a folder; a copy where the file system has no such names."""
+    if os.path.isdir(path):
+        shutil.copytree(path, other, copy_function=_link)
+        return
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copy2(path, other)
 
 
 def _remove(path: Path) -> None:

@@ -13,12 +13,12 @@ from .round_metrics import RoundMetrics
 from .samples import SampleLogger
 from .timing import PhaseTimer
 
-TUNABLE = {"guards": Guards, "samples": SampleLogger, "checkpoint": RoundCheckpoint}
+TUNABLE = {"guards": Guards, "samples": SampleLogger, "checkpoint": RoundCheckpoint, "evaluation": EvaluationLog}
 
 
 def fixed_callbacks(progress_bar: bool = True) -> list[Callback]:
-    """Those without settings: phases, measures of a round, accuracies on disk, the exported model, the progress bar."""
-    return [PhaseTimer(), RoundMetrics(), EvaluationLog(), ModelExport(), *([RoundProgressBar()] if progress_bar else [])]
+    """Those without settings: phases, measures of a round, the exported model, the progress bar."""
+    return [PhaseTimer(), RoundMetrics(), ModelExport(), *([RoundProgressBar()] if progress_bar else [])]
 
 
 def house_callbacks(progress_bar: bool = True, **settings: dict) -> list[Callback]:
@@ -26,6 +26,6 @@ def house_callbacks(progress_bar: bool = True, **settings: dict) -> list[Callbac
 
     Args:
         progress_bar: with the progress bar; without it also give the Trainer `enable_progress_bar=False`.
-        settings: keyword arguments of `guards`, `samples` and `checkpoint`.
+        settings: keyword arguments of `guards`, `samples`, `checkpoint` and `evaluation`.
     """
     return [kind(**settings.get(name, {})) for name, kind in TUNABLE.items()] + fixed_callbacks(progress_bar)

@@ -1,32 +1,53 @@
-"""Accuracies on disk: one row per evaluated round, and a summary of the run."""
+"""Evaluations on disk: a row of numbers per evaluated round, a summary of the run, and the completions themselves."""
 
 from __future__ import annotations
 
 import json
 import os
+from itertools import islice
 from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from ..metrics.generations import generation_rows, shown
 from ..types import EvaluationBatch
 from .timing import PhaseTimer
+
+ROWS_SHOWN = 4
 
 
 class EvaluationLog(Callback):
     """Writes into the run folder what validation measures, and what `predict` samples.
 
-    `evaluation.jsonl`: a row per round with the counters and, for each benchmark, accuracy and 95% interval; a round evaluated
-    again replaces its row. `summary.json`: `before` and `after` (first and last row: {benchmark: accuracy}), `interval_95`,
-    `prompts`, `seconds` by phase, `sampled_tokens`, `trained_tokens`, `updates`, `rounds`, `seed`.
-    `predictions.jsonl` (rank r > 0: `predictions.rank1.jsonl`): a row per completion of `predict`.
+    `evaluation.jsonl`: a row per round with the counters and the numbers of each benchmark; a round evaluated again replaces
+    its row. `summary.json`: `before` and `after` (first and last row: {benchmark: accuracy}, with `interval_95`, `prompts` and
+    the numbers at k), `seconds` by phase, `sampled_tokens`, `trained_tokens`, `updates`, `rounds`, `seed`.
+    `predictions.jsonl` (rank r > 0: `predictions.rank1.jsonl`): a row per completion of `predict`, see `generation_rows`.
+
+    Args:
+        generations: write such rows at every validation too: `generations/000012.jsonl` after 12 rounds.
     """
 
+    def __init__(self, generations: bool = False) -> None:
+        self.generations = generations
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.generations and not trainer.sanity_checking:
+            _begin(_generations(trainer, module))
+
+    def on_validation_batch_end(
+        self, trainer, module, outputs, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self.generations and not trainer.sanity_checking:
+            _add(_generations(trainer, module), batch, module)
+
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.generations and not trainer.sanity_checking:
+            _finish(_generations(trainer, module))
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        run = Path(trainer.default_root_dir)
-        rounds = int(module.rounds) + (trainer.state.fn == "fit")
+        run, rounds = Path(trainer.default_root_dir), _rounds(trainer, module)
         measured = {k.split("/", 1)[1]: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("eval/")}
         benchmarks: dict[str, dict[str, float]] = {}
         for key, value in measured.items():
@@ -44,26 +65,19 @@ class EvaluationLog(Callback):
         self._summarise(trainer, run, rows)
 
     def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        _predictions(trainer).unlink(missing_ok=True)
+        _begin(_predictions(trainer))
 
     def on_predict_batch_end(
-        self, trainer, module, outputs: EvaluationBatch, batch, batch_idx: int, dataloader_idx: int = 0
+        self, trainer, module, outputs, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        size = len(outputs.completions) // max(1, len(outputs.prompts))
-        owners = [prompt for prompt in outputs.prompts for _ in range(size)]
-        with _predictions(trainer).open("a") as file:
-            for prompt, completion, verdict in zip(owners, outputs.completions, outputs.verdicts, strict=True):
-                row = {
-                    "benchmark": outputs.benchmark,
-                    "prompt_id": prompt.id,
-                    "prompt": prompt.text,
-                    "answer": prompt.answer,
-                    "text": completion.text,
-                    "finish_reason": completion.finish_reason,
-                    "outcome": verdict.outcome,
-                    "reward": verdict.reward,
-                }
-                file.write(json.dumps(row) + "\n")
+        _add(_predictions(trainer), batch, module)
+
+    def on_predict_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        path = _predictions(trainer)
+        _finish(path)
+        if trainer.is_global_zero:
+            with path.open() as lines:
+                print(*(shown(json.loads(line)) for line in islice(lines, ROWS_SHOWN)), f"all rows: {path}", sep="\n")
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         rows = read_rows(Path(trainer.default_root_dir) / "evaluation.jsonl")
@@ -93,12 +107,26 @@ def _point(row: dict) -> dict:
         **{name: score["accuracy"] for name, score in scores.items()},
         "interval_95": {name: [score["low"], score["high"]] for name, score in scores.items()},
         "prompts": {name: int(score["prompts"]) for name, score in scores.items()},
+        "at_k": {name: {field: value for field, value in score.items() if "@" in field} for name, score in scores.items()},
     }
 
 
+def _rounds(trainer: L.Trainer, module: L.LightningModule) -> int:
+    """Rounds behind the weights that are evaluated; the module counts one only after its validation."""
+    return int(module.rounds) + (trainer.state.fn == "fit")
+
+
 def _predictions(trainer: L.Trainer) -> Path:
+    return _of_rank(trainer, "predictions")
+
+
+def _generations(trainer: L.Trainer, module: L.LightningModule) -> Path:
+    return _of_rank(trainer, f"generations/{_rounds(trainer, module):06d}")
+
+
+def _of_rank(trainer: L.Trainer, name: str) -> Path:
     rank = f".rank{trainer.global_rank}" if trainer.global_rank else ""
-    return Path(trainer.default_root_dir) / f"predictions{rank}.jsonl"
+    return Path(trainer.default_root_dir) / f"{name}{rank}.jsonl"
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -107,7 +135,25 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def _write(path: Path, text: str) -> None:
+    _begin(path)
+    _partial(path).write_text(text)
+    _finish(path)
+
+
+def _begin(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
+    _partial(path).write_text("")
+
+
+def _add(path: Path, batch: EvaluationBatch, module: L.LightningModule) -> None:
+    with _partial(path).open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in generation_rows(batch, module.tokenizer.decode))
+
+
+def _finish(path: Path) -> None:
+    os.replace(_partial(path), path)
+
+
+def _partial(path: Path) -> Path:
+    """What is being written, so that a file under its own name is whole."""
+    return path.with_name(path.name + ".tmp")

@@ -31,6 +31,8 @@ class Guards(Callback):
         max_gap_nats: largest mean distance between the engine's and the trainer's log-probabilities of an update's tokens;
             the third update in a row above it stops the run, as does a probe after a weight load; by default 0.001 where
             trainer and engine compute in float32 and 0.1 elsewhere; infinite switches both off.
+        max_contaminated: largest share of a benchmark's questions that may stand in the training split, checked before the
+            run begins; 1 switches it off.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Guards(Callback):
         min_moved: float = 0.01,
         max_empty_rounds: int = 0,
         max_gap_nats: float | None = None,
+        max_contaminated: float = 0.0,
     ) -> None:
         for name, value, low, high in (
             ("max_truncated", max_truncated, 0, 1),
@@ -51,12 +54,13 @@ class Guards(Callback):
             ("min_moved", min_moved, 0, 1),
             ("max_empty_rounds", max_empty_rounds, 0, float("inf")),
             ("max_gap_nats", 0 if max_gap_nats is None else max_gap_nats, 0, float("inf")),
+            ("max_contaminated", max_contaminated, 0, 1),
         ):
             if not low <= value <= high:
                 raise ConfigError(f"guards.{name} is {value}; expected a number from {low} to {high}")
         self.max_truncated, self.max_all_equal, self.patience_rounds = max_truncated, max_all_equal, patience_rounds
         self.max_skipped_updates, self.max_empty_rounds = max_skipped_updates, max_empty_rounds
-        self.min_moved, self.max_gap_nats = min_moved, max_gap_nats
+        self.min_moved, self.max_gap_nats, self.max_contaminated = min_moved, max_gap_nats, max_contaminated
         watched = ("truncation", "all_equal_groups", "non_finite", "engine_gap", "weights_move", "empty_rounds")
         self.streaks = dict.fromkeys(watched, 0)
         self._filled = 0

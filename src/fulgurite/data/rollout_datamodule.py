@@ -44,6 +44,8 @@ class RolloutDataModule(TaskDataModule):
         engine: writes the completions; by default the embedded one.
         train_split: of the task.
         benchmarks: {name: Benchmark}, evaluated at validation.
+        max_prompt_tokens: of a prompt; by default only the engine's limit holds.
+        long_prompts: `drop` longer ones from the training split, or refuse them; benchmarks keep all their prompts.
         seed: of every random draw.
     """
 
@@ -62,9 +64,11 @@ class RolloutDataModule(TaskDataModule):
         engine: Engine | None = None,
         train_split: str = "train",
         benchmarks: dict[str, Benchmark] | None = None,
+        max_prompt_tokens: int | None = None,
+        long_prompts: Literal["error", "drop"] = "error",
         seed: int = 0,
     ) -> None:
-        super().__init__(task, train_split, benchmarks or {}, engine, seed)
+        super().__init__(task, train_split, benchmarks or {}, engine, seed, max_prompt_tokens, long_prompts)
         sizes = {"prompts_per_step": prompts_per_step, "completions_per_prompt": completions_per_prompt,
                  "steps_per_round": steps_per_round, "inner_epochs": inner_epochs}  # fmt: skip
         for name, value in sizes.items():
@@ -124,7 +128,6 @@ class RolloutDataModule(TaskDataModule):
         self.selects = [t for t in self.transforms if t.stage == "select"]
         if self.fill_to is not None and any(t.columns for t in self.credits):
             raise ConfigError("fill_to needs the credit while sampling, but a callback's credit reads columns scored later")
-        self.prompts_of(self.train_split)
 
     def minibatches(self) -> Iterator[Minibatch]:
         held, start = self.hold_round()
@@ -182,7 +185,7 @@ class RolloutDataModule(TaskDataModule):
     def _draw(self, epoch: int, attempt: int, missing: int | None) -> tuple[list, list[int]]:
         """This rank's prompts and the update each belongs to: a whole round, or the missing groups of one."""
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        prompts, per_round = self.prompts_of(self.train_split), self.prompts_per_step * self.steps_per_round
+        prompts, per_round = self.training_prompts, self.prompts_per_step * self.steps_per_round
         order = PromptOrder(len(prompts), self.seed, "order", attempt)
         if missing is None:
             places = [s * self.prompts_per_step + i for s in range(self.steps_per_round)
@@ -232,9 +235,10 @@ class RolloutDataModule(TaskDataModule):
         if self.trainer.world_size > 1:
             ranks = [None] * self.trainer.world_size
             dist.gather_object(mine, ranks if self.trainer.is_global_zero else None, dst=0)
-        return {"ranks": ranks, "start": self.position}
+        return {"ranks": ranks, "start": self.position, "data": self.identities}
 
     def load_state_dict(self, state: dict) -> None:
+        self.refuse_other_data(state)
         ranks = state["ranks"]
         if all(rank is None for rank in ranks):
             return

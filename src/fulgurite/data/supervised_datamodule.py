@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 
@@ -24,6 +25,8 @@ class SupervisedDataModule(TaskDataModule):
         engine: writes the completions of the benchmarks; by default the embedded one.
         train_split: of the task.
         benchmarks: {name: Benchmark}, evaluated at validation.
+        max_prompt_tokens: of a prompt; by default only the model's positions are a limit.
+        long_prompts: `drop` longer ones from the training split, or refuse them; benchmarks keep all their prompts.
         seed: of every random draw.
     """
 
@@ -35,9 +38,11 @@ class SupervisedDataModule(TaskDataModule):
         engine: Engine | None = None,
         train_split: str = "train",
         benchmarks: dict[str, Benchmark] | None = None,
+        max_prompt_tokens: int | None = None,
+        long_prompts: Literal["error", "drop"] = "error",
         seed: int = 0,
     ) -> None:
-        super().__init__(task, train_split, benchmarks or {}, engine, seed)
+        super().__init__(task, train_split, benchmarks or {}, engine, seed, max_prompt_tokens, long_prompts)
         if prompts_per_step < 1 or updates_per_round < 1:
             raise ConfigError(
                 f"prompts_per_step is {prompts_per_step} and updates_per_round {updates_per_round}; expected at least 1"
@@ -57,13 +62,13 @@ class SupervisedDataModule(TaskDataModule):
     def solution_of(self, index: int) -> Completion:
         """The solution of a training prompt, in tokens."""
         tokenizer = self.trainer.lightning_module.tokenizer
-        text = self.task.solution(self.prompts_of(self.train_split)[index])
+        text = self.task.solution(self.training_prompts[index])
         ids = (*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
         return Completion(ids, (0.0,) * len(ids), "stop", text)
 
     def minibatch(self, position: int) -> Minibatch:
         """This rank's rows of the update at a position counted from the start of the run."""
-        prompts, samples = self.prompts_of(self.train_split), Samples()
+        prompts, samples = self.training_prompts, Samples()
         order = PromptOrder(len(prompts), self.seed, "order", 0)
         for place in range(self.trainer.global_rank, self.prompts_per_step, self.trainer.world_size):
             index, _ = order[position * self.prompts_per_step + place]
@@ -82,7 +87,8 @@ class SupervisedDataModule(TaskDataModule):
         return Minibatch(rows.tokens, gold)
 
     def state_dict(self) -> dict:
-        return {"start": self.position}
+        return {"start": self.position, "data": self.identities}
 
     def load_state_dict(self, state: dict) -> None:
+        self.refuse_other_data(state)
         self.start = state["start"]

@@ -6,19 +6,22 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_info
 
-from ..engines.protocol import Engine
+from ..engines.protocol import Engine, EngineError
 from ..engines.transformers_engine import TransformersEngine
 from ..engines.weights import ChecksummedWeights
+from ..guards.contamination import check_contamination, question_of
 from ..parallel import agree
 from ..seeding import address
 from ..tasks.protocol import Task
 from ..types import Completion, ConfigError, EvaluationBatch, Minibatch, Prompt, SamplingSpec, Verdict
-from .prompts import encode
+from .prompts import encode, identity, refuse_other_data, within_limit
 from .rollout_loader import RolloutLoader
 from .weight_check import check_load
 
@@ -34,12 +37,16 @@ class Benchmark:
         sampling: how completions are drawn; `n` per prompt, `temperature: 0` is greedy.
         limit: the number of prompts, the same ones every time; by default all.
         prompts_per_batch: prompts sampled at once, over all ranks.
+        k: avg@k, pass@k and maj@k are measured for each, from the `sampling.n` completions of each prompt.
+        task: whose prompts and judgement; by default the task that is trained on.
     """
 
     split: str
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
     limit: int | None = None
     prompts_per_batch: int = 512
+    k: list[int] = field(default_factory=list)
+    task: Task | None = None
 
     def __post_init__(self) -> None:
         if self.sampling.seed:
@@ -49,6 +56,15 @@ class Benchmark:
         if self.prompts_per_batch < 1 or (self.limit is not None and self.limit < 1):
             raise ConfigError(
                 f"a benchmark has limit {self.limit} and prompts_per_batch {self.prompts_per_batch}; expected at least 1"
+            )
+        if not all(1 <= k <= self.sampling.n for k in self.k):
+            raise ConfigError(
+                f"a benchmark has k {self.k} with sampling.n {self.sampling.n}; expected each k from 1 to n: raise n"
+            )
+        if self.sampling.n > 1 and not self.sampling.temperature:
+            raise ConfigError(
+                f"a benchmark has sampling.n {self.sampling.n} at temperature 0, so a prompt's completions are all equal; "
+                "expected n 1, or a temperature above 0"
             )
 
 
@@ -61,6 +77,8 @@ class TaskDataModule(L.LightningDataModule, ABC):
         benchmarks: {name: Benchmark}.
         engine: writes the completions; by default the embedded one.
         seed: of every random draw: order of prompts and sampling.
+        max_prompt_tokens: of a prompt, in the training split and in the benchmarks; by default only the engine's limit holds.
+        long_prompts: `drop` longer ones from the training split, or refuse them; benchmarks keep all their prompts.
     """
 
     updates_per_round: int
@@ -68,13 +86,28 @@ class TaskDataModule(L.LightningDataModule, ABC):
     """Of the samples trained on; the engine is checked at it."""
 
     def __init__(
-        self, task: Task, train_split: str, benchmarks: dict[str, Benchmark], engine: Engine | None, seed: int
+        self,
+        task: Task,
+        train_split: str,
+        benchmarks: dict[str, Benchmark],
+        engine: Engine | None,
+        seed: int,
+        max_prompt_tokens: int | None = None,
+        long_prompts: Literal["error", "drop"] = "error",
     ) -> None:
         super().__init__()
+        if max_prompt_tokens is None and long_prompts == "drop":
+            raise ConfigError("long_prompts is drop, but no prompt is too long without max_prompt_tokens; set it")
+        if max_prompt_tokens is not None and max_prompt_tokens < 1:
+            raise ConfigError(f"max_prompt_tokens is {max_prompt_tokens}; expected at least 1, or null for no limit")
         self.task, self.train_split, self.benchmarks, self.seed = task, train_split, benchmarks, seed
+        self.max_prompt_tokens, self.long_prompts = max_prompt_tokens, long_prompts
         self.engine = engine or TransformersEngine()
         self.bound_model, self.start = None, 0
-        self.encoded: dict[str, list[Prompt]] = {}
+        self.training_prompts: list[Prompt] = []
+        self.identities: dict[str, dict[str, str | int]] = {}
+        """{`training split` or `benchmark <name>`: split, number and fingerprint of its prompts}, once they are set up"""
+        self.encoded: dict[tuple[int, str], list[Prompt]] = {}
 
     def setup(self, stage: str) -> None:
         trainer = self.trainer
@@ -96,17 +129,54 @@ class TaskDataModule(L.LightningDataModule, ABC):
         if isinstance(trainer.strategy, FSDPStrategy):
             raise ConfigError("trainer.strategy is FSDP1, which breaks with manual optimisation; use fsdp2")
         self.bound_model, self.start, self.encoded = None, 0, {}
-        for benchmark in self.benchmarks.values():
-            self.prompts_of(benchmark.split)
+        self.training_prompts, self.identities = [], {}
+        tested = {name: self.prompts_of(b.split, b.task) for name, b in self.benchmarks.items()}
+        for name, prompts in tested.items():
+            within_limit(prompts, self.max_prompt_tokens, f"the benchmark {name!r}", "raise it, a benchmark keeps all prompts")
+            self.identities[f"benchmark {name}"] = identity(self.benchmarks[name].split, prompts)
+        if stage == "fit":
+            self._set_training_prompts()
+            self._check_contamination(tested)
 
-    def prompts_of(self, split: str) -> list[Prompt]:
-        """The prompts of a split with their tokens.
+    def _set_training_prompts(self) -> None:
+        prompts, of, drop = self.prompts_of(self.train_split), f"the split {self.train_split!r}", self.long_prompts == "drop"
+        advice = "raise it" if drop else "raise it, or set long_prompts: drop to train without them"
+        self.training_prompts = within_limit(prompts, self.max_prompt_tokens, of, advice, drop)
+        self.identities["training split"] = identity(self.train_split, self.training_prompts)
+        if drop:
+            dropped = len(prompts) - len(self.training_prompts)
+            rank_zero_info(
+                f"{dropped} of {len(prompts)} prompts of {of} have more than {self.max_prompt_tokens} tokens: dropped"
+            )
+            for logger in self.trainer.loggers if self.trainer.is_global_zero else ():
+                logger.log_metrics({"data/dropped_prompts": float(dropped)}, step=0)
+
+    def _check_contamination(self, tested: dict[str, list[Prompt]]) -> None:
+        """Of all benchmarks but those on the training split itself: they are there to show what it is trained on."""
+        apart = [name for name, b in self.benchmarks.items() if b.task or b.split != self.train_split]
+        if same := sorted(tested.keys() - apart):
+            rank_zero_info(f"on the training split itself, and not checked for contamination: benchmark {', '.join(same)}")
+        allowed = next((c.max_contaminated for c in self.trainer.callbacks if hasattr(c, "max_contaminated")), 0.0)
+        questions = {name: [question_of(p) for p in tested[name]] for name in apart}
+        check_contamination([question_of(p) for p in self.training_prompts], questions, allowed)
+
+    def refuse_other_data(self, state: dict) -> None:
+        """
+        Raises:
+            ConfigError: the fit of the checkpoint had other prompts than this one; a checkpoint that does not say is taken.
+        """
+        if self.trainer.state.fn == "fit":
+            refuse_other_data(state.get("data", {}), self.identities)
+
+    def prompts_of(self, split: str, task: Task | None = None) -> list[Prompt]:
+        """The prompts of a split with their tokens; by default of the task that is trained on.
 
         Raises:
             ConfigError: the split is empty, or two of its prompts have one id: random draws are addressed by it.
         """
-        if split not in self.encoded:
-            prompts = encode(self.task.prompts(split), self.trainer.lightning_module.tokenizer)
+        task = task or self.task
+        if (id(task), split) not in self.encoded:
+            prompts = encode(task.prompts(split), self.trainer.lightning_module.tokenizer)
             if not prompts:
                 raise ConfigError(f"the split {split!r} has no prompts; expected at least one")
             name, count = Counter(p.id for p in prompts).most_common(1)[0]
@@ -114,8 +184,8 @@ class TaskDataModule(L.LightningDataModule, ABC):
                 raise ConfigError(
                     f"the split {split!r} has {count} prompts with the id {name!r}; expected an id of its own for each"
                 )
-            self.encoded[split] = prompts
-        return self.encoded[split]
+            self.encoded[id(task), split] = prompts
+        return self.encoded[id(task), split]
 
     def train_dataloader(self) -> RolloutLoader:
         return RolloutLoader(self)
@@ -145,16 +215,26 @@ class TaskDataModule(L.LightningDataModule, ABC):
                 with module.clock("check"):
                     check_load(self.trainer, self.engine, weights, self.temperature)
 
-    def sample(self, prompts: Sequence[Prompt], spec: SamplingSpec) -> tuple[list[Completion], list[Verdict]]:
-        """`spec.n` judged completions of each prompt, prompt by prompt."""
+    def sample(
+        self, prompts: Sequence[Prompt], spec: SamplingSpec, task: Task | None = None, of: str = "the round"
+    ) -> tuple[list[Completion], list[Verdict]]:
+        """`spec.n` judged completions of each prompt, prompt by prompt.
+
+        Raises:
+            EngineError: the engine returned fewer or more: the numbers would be those of other samples than asked for.
+        """
         clock = self.trainer.lightning_module.clock
         with clock("sample"), torch.no_grad(), self.trainer.precision_plugin.forward_context():
             completions = self.engine.generate(prompts, spec)
         if len(completions) != len(prompts) * spec.n:
-            raise RuntimeError(f"the engine returned {len(completions)} completions; expected {len(prompts)} x {spec.n}")
+            reached = prompts[min(len(completions) // spec.n, len(prompts) - 1)]
+            raise EngineError(
+                f"the engine returned {len(completions)} completions for {of}, which end at prompt {reached.id!r}; "
+                f"expected {spec.n} of each of {len(prompts)} prompts"
+            )
         with clock("judge"):
             owners = [prompt for prompt in prompts for _ in range(spec.n)]
-            verdicts = [self.task.judge(*pair) for pair in zip(owners, completions, strict=True)]
+            verdicts = [(task or self.task).judge(*pair) for pair in zip(owners, completions, strict=True)]
         return completions, verdicts
 
     def val_dataloader(self) -> list[BenchmarkLoader]:
@@ -173,7 +253,7 @@ class BenchmarkLoader:
 
     def __init__(self, data: TaskDataModule, name: str) -> None:
         self.data, self.name, self.benchmark = data, name, data.benchmarks[name]
-        self.prompts = data.prompts_of(self.benchmark.split)
+        self.prompts = data.prompts_of(self.benchmark.split, self.benchmark.task)
         if self.benchmark.limit is not None and self.benchmark.limit < len(self.prompts):
             generator = torch.Generator().manual_seed(address("benchmark", self.benchmark.split))
             chosen = torch.randperm(len(self.prompts), generator=generator)[: self.benchmark.limit]
@@ -186,13 +266,15 @@ class BenchmarkLoader:
         return self.batches()
 
     def batches(self) -> Iterator[EvaluationBatch]:
-        size, trainer = self.benchmark.prompts_per_batch, self.data.trainer
+        size, trainer, task = self.benchmark.prompts_per_batch, self.data.trainer, self.benchmark.task
         spec = replace(self.benchmark.sampling, seed=address(self.data.seed, "evaluate", self.name))
         for first in range(0, len(self.prompts), size):
             mine = self.prompts[first : first + size][trainer.global_rank :: trainer.world_size]
             with trainer.lightning_module.clock("validate"):
                 self.data.sync_weights()
-                completions, verdicts = agree(trainer, f"sampling {self.name}", self.data.sample, mine, spec)
+                arguments = mine, spec, task, f"the benchmark {self.name}"
+                completions, verdicts = agree(trainer, f"sampling {self.name}", self.data.sample, *arguments)
             correct = torch.tensor([float(v.outcome == "correct") for v in verdicts]).view(len(mine), spec.n)
-            yield EvaluationBatch(self.name, correct, tuple(mine), tuple(completions), tuple(verdicts))
+            judged = tuple(mine), tuple(completions), tuple(verdicts)
+            yield EvaluationBatch(self.name, correct, *judged, k=tuple(self.benchmark.k))
         self.data.engine.sleep()

@@ -37,6 +37,7 @@ class Engine(ABC):
         dtype: of the weights it holds; streamed weights are cast to it.
         limit: longest prompt and completion together, in tokens.
         replicas: copies of the weights behind it; that many equal requests in one call reach each of them.
+        draws_checked: its draws were once compared with the trainer's distribution; set by the DataModule.
     """
 
     version: int | None = None
@@ -44,6 +45,7 @@ class Engine(ABC):
     dtype: torch.dtype
     limit: int
     replicas: int = 1
+    draws_checked: bool = False
 
     @abstractmethod
     def bind(self, model: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -40,3 +40,13 @@ def cut(text: str, stop: Sequence[str]) -> str:
 def request_seed(prompt: Prompt, spec: SamplingSpec) -> int:
     """The seed of a prompt's first completion; vLLM adds the sample index to it, so there is room below 2^63."""
     return address(spec.seed, prompt.id, prompt.draw) >> 1
+
+
+def check_temperature(spec: SamplingSpec) -> None:
+    """Refuses temperatures that vLLM refuses or quietly raises.
+
+    Raises:
+        ConfigError: above 2, or above 0 and below 0.01.
+    """
+    if spec.temperature > 2 or 0 < spec.temperature < 0.01:
+        raise ConfigError(f"sampling.temperature is {spec.temperature}; vLLM takes 0 (greedy) or 0.01 to 2")

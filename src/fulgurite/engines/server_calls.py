@@ -125,7 +125,7 @@ def completion_request(prompt: Prompt, spec: SamplingSpec, ends: Sequence[int]) 
     off = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
     return {
         "prompt": list(prompt.token_ids),
-        "n": spec.n,
+        "n": spec.n if spec.temperature else 1,
         "temperature": spec.temperature,
         "top_p": spec.top_p,
         "top_k": spec.top_k,
@@ -154,8 +154,9 @@ def completions_in(answer: Mapping[str, Any], spec: SamplingSpec, tokenizer: Pre
         ]
     except (KeyError, TypeError) as error:
         raise ValueError(f"expected choices with token_ids, logprobs and finish_reason, found {str(answer)[:200]}") from error
-    if len(found) != spec.n:
-        raise ValueError(f"expected {spec.n} choices, found {len(found)}")
+    wanted = spec.n if spec.temperature else 1
+    if len(found) != wanted:
+        raise ValueError(f"expected {wanted} choices, found {len(found)}")
     if not all(sound):
         tokens, logprobs, reason = found[sound.index(False)]
         raise ValueError(
@@ -163,4 +164,5 @@ def completions_in(answer: Mapping[str, Any], spec: SamplingSpec, tokenizer: Pre
             f"log-probabilities {logprobs[:8]} and {reason!r}"
         )
     texts = [cut(tokenizer.decode(tokens, skip_special_tokens=True), spec.stop) for tokens, _, _ in found]
-    return [Completion(tuple(t), tuple(p), reason, text) for (t, p, reason), text in zip(found, texts, strict=True)]
+    completions = [Completion(tuple(t), tuple(p), reason, text) for (t, p, reason), text in zip(found, texts, strict=True)]
+    return completions * (spec.n // wanted)  # greedy ones are all the same, and vLLM writes only one

@@ -59,7 +59,7 @@ class TransformersEngine(Engine):
         self.version = version
 
     def fingerprint(self) -> Fingerprint:
-        return [((name,), weight.numel(), int(checksum(weight))) for name, weight in self.model.named_full_weights()]
+        return [((name,), weight.numel(), tuple(checksum(weight).tolist())) for name, weight in self.model.named_full_weights()]
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], spec: SamplingSpec) -> list[Completion]:

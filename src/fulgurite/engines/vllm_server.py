@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..types import Completion, ConfigError, Prompt, SamplingSpec
 from .protocol import Engine, EngineError
-from .requests import check_requests, end_tokens
+from .requests import check_requests, check_temperature, end_tokens
 from .server_calls import (
     NoAnswer,
     Spread,
@@ -140,6 +140,7 @@ class VLLMServerEngine(Engine):
         if self.version is None:
             raise RuntimeError("the engine holds no weights; call load_weights first")
         check_requests(prompts, spec, self.limit)
+        check_temperature(spec)
         return [completion for group in run_to_end(self._complete_all(prompts, spec)) for completion in group]
 
     async def _complete_all(self, prompts: Sequence[Prompt], spec: SamplingSpec) -> list[list[Completion]]:

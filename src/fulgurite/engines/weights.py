@@ -1,7 +1,8 @@
 """Checksums that tell whether the weights an engine holds are those it was given.
 
-The checksum of a tensor is the sum of its elements' bits, read as integers, modulo 2^64. It is exact, needs no memory, and that
-of concatenated tensors is the sum of theirs: engines keep query, key and value, or gate and up, as one tensor.
+The checksum of a tensor is a pair modulo 2^64: the sum of its elements' bits, read as integers, and the same sum with each
+weighted by its place. It is exact, sees a change of order, and that of tensors laid end to end follows from theirs: engines
+keep query, key and value, or gate and up, as one tensor.
 """
 
 from __future__ import annotations
@@ -11,16 +12,25 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-Fingerprint = list[tuple[tuple[str, ...], int, int]]
+Checksum = tuple[int, int]
+Fingerprint = list[tuple[tuple[str, ...], int, Checksum]]
 """(names of the streamed weights that a tensor is made of, its elements, its checksum) for each tensor that can be read"""
 
+PIECE = 2**24
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def checksum(tensor: Tensor) -> Tensor:
-    """The checksum as a 0-dimensional int64 tensor on the tensor's device."""
-    bits = tensor.detach().contiguous().view(BITS[tensor.element_size()])
-    return bits.sum(dtype=torch.int64)
+    """(2,) int64 on the tensor's device: the sum of the bits and the sum weighted by place."""
+    bits = tensor.detach().contiguous().view(-1).view(BITS[tensor.element_size()])
+    plain = torch.zeros((), dtype=torch.int64, device=bits.device)
+    placed = plain.clone()
+    for start in range(0, len(bits), PIECE):
+        piece = bits[start : start + PIECE].long()
+        total = piece.sum()
+        plain += total
+        placed += (piece * torch.arange(len(piece), device=bits.device)).sum() + start * total
+    return torch.stack([plain, placed])
 
 
 class ChecksummedWeights:
@@ -42,12 +52,13 @@ class ChecksummedWeights:
             self._sums.append(checksum(weight))
             yield name, weight
 
-    def checksums(self) -> dict[str, int]:
-        """{name: checksum} of the weights that passed."""
-        return dict(zip(self.sizes, torch.stack(self._sums).tolist() if self._sums else [], strict=True))
+    def checksums(self) -> dict[str, tuple[int, Checksum]]:
+        """{name: (elements, checksum)} of the weights that passed."""
+        sums = torch.stack(self._sums).tolist() if self._sums else []
+        return {name: (size, tuple(total)) for (name, size), total in zip(self.sizes.items(), sums, strict=True)}
 
 
-Read = list[tuple[list[str], int, int, str]]
+Read = list[tuple[list[str], int, list[int], str]]
 """(names of the weights a tensor is made of, its elements, its checksum, its dtype) of the tensors that a worker can read"""
 
 
@@ -70,7 +81,7 @@ def merged(workers: list[Read], dtype: torch.dtype, tied: Mapping[str, str]) -> 
     """The fingerprint of an engine from what its workers could read, tensors of another dtype left out."""
     wanted = str(dtype).removeprefix("torch.")
     return [
-        (tuple(tied.get(name, name) for name in names), size, total)
+        (tuple(tied.get(name, name) for name in names), size, tuple(total))
         for read in workers
         for names, size, total, kind in read
         if kind == wanted

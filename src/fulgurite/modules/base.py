@@ -14,10 +14,9 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
-from torchmetrics import MeanMetric, SumMetric
 
 from ..losses.compose import Component, compose, rows_that_matter
-from ..metrics.intervals import wilson_interval
+from ..metrics.benchmark import BenchmarkMetric
 from ..models.causal_lm import CausalLM, TinyModel, load_tokenizer
 from ..parallel import max_over_ranks, sum_over_ranks
 from ..seeding import address
@@ -63,7 +62,7 @@ class RoundModule(L.LightningModule, ABC):
         self.frozen: dict[str, CausalLM] = {}
         self.clock = PhaseClock()
         self.last_update: dict[str, float] = {}
-        self.benchmark_metrics: dict[str, torch.nn.ModuleList] = {}
+        self.benchmark_metrics: dict[str, BenchmarkMetric] = {}
         for counter in COUNTERS:
             self.register_buffer(counter, torch.zeros((), dtype=torch.int64))
 
@@ -255,10 +254,9 @@ class RoundModule(L.LightningModule, ABC):
     # Validation: fresh completions, no update
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        mean, prompts = self._benchmark(batch.benchmark)
-        if len(batch):
-            mean.update(batch.correct.mean(1))
-            prompts.update(len(batch))
+        if batch.benchmark not in self.benchmark_metrics:
+            self.benchmark_metrics[batch.benchmark] = BenchmarkMetric(batch.correct.shape[1], batch.k).to(self.device)
+        self.benchmark_metrics[batch.benchmark].update(batch)
 
     def test_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.validation_step(batch, batch_idx, dataloader_idx)
@@ -269,15 +267,7 @@ class RoundModule(L.LightningModule, ABC):
     def predict_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> EvaluationBatch:
         return batch
 
-    def _benchmark(self, name: str) -> torch.nn.ModuleList:
-        if name not in self.benchmark_metrics:
-            self.benchmark_metrics[name] = torch.nn.ModuleList([MeanMetric(), SumMetric()]).to(self.device)
-        return self.benchmark_metrics[name]
-
     def on_validation_epoch_end(self) -> None:
-        for name, (mean, prompts) in self.benchmark_metrics.items():
-            accuracy, count = float(mean.compute()), float(prompts.compute())
-            low, high = wilson_interval(accuracy, count)
-            values = {"accuracy": accuracy, "low": low, "high": high, "prompts": count}
-            self.log_dict({f"eval/{name}/{key}": value for key, value in values.items()}, sync_dist=True)
+        for name, metric in self.benchmark_metrics.items():
+            self.log_dict({f"eval/{name}/{key}": value for key, value in metric.compute().items()}, sync_dist=True)
         self.benchmark_metrics.clear()

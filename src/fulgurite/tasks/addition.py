@@ -6,6 +6,8 @@ on the same side.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..seeding import address
 from ..types import Completion, ConfigError, Prompt, Verdict
 from .protocol import Task, binary_verdict
@@ -40,7 +42,7 @@ class Addition(Task):
         parts = completion.text.split("#")
         if completion.finish_reason != "stop" or len(parts) != 2:
             return binary_verdict("ungradable")
-        return binary_verdict("correct" if parts[1] == prompt.answer else "wrong")
+        return replace(binary_verdict("correct" if parts[1] == prompt.answer else "wrong"), answer=parts[1])
 
     def solution(self, prompt: Prompt) -> str:
         return f"#{prompt.answer}"

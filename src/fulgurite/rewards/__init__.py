@@ -1,0 +1,1 @@
+"""How answers are judged. Nothing here imports torch: graders run in workers of their own."""
