@@ -36,7 +36,7 @@ def written(folder: Path, kind: str) -> str:
     elif kind == ".json":
         path.write_text(json.dumps(rows))
     elif kind == ".jsonl.gz":
-        path.write_bytes(gzip.compress(lines(rows).encode()))
+        path.write_bytes(gzip.compress(lines(rows).encode(), mtime=0))
     else:
         path.write_text(lines(rows), encoding="utf-8")
     return str(path)
@@ -86,7 +86,7 @@ def test_errors_name_the_file_the_place_and_what_is_there(kind, where, tmp_path)
         ("a.jsonl", '{"q": NaN}\n', "a.jsonl, line 1: q is null"),
         ("a.jsonl", b"\xff\xfe{", "a.jsonl cannot be read: .*; expected a whole file in UTF-8"),
         ("a.jsonl.gz", b'{"q": 1}', "a.jsonl.gz cannot be read: Not a gzipped file"),
-        ("a.jsonl.gz", gzip.compress(b'{"q": 1}\n' * 999)[:-9], "a.jsonl.gz cannot be read: "),
+        ("a.jsonl.gz", gzip.compress(b'{"q": 1}\n' * 999, mtime=0)[:-9], "a.jsonl.gz cannot be read: "),
         ("a.json", '[{"q": 1},\n{"q" 2}]', "a.json, line 2: expected a list of JSON objects"),
         ("a.json", '{"q": 1}', "a.json holds dict; expected a list of JSON objects, or a .jsonl file"),
         ("a.parquet", b"PAR2", "a.parquet cannot be read: .*; expected a parquet file"),
