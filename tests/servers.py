@@ -161,7 +161,7 @@ class Pretender:
     def call(self, method: str, arguments: dict) -> tuple[int, object]:
         if method != "weight_checksums":
             return 200, {"results": [None]}
-        rows = [([name], w.numel(), int(checksum(w)), self.dtype) for name, w in self.model.named_full_weights()]
+        rows = [([name], w.numel(), checksum(w).tolist(), self.dtype) for name, w in self.model.named_full_weights()]
         return 200, {"results": [rows]}
 
     def greet(self, body: dict) -> tuple[int, object]:
