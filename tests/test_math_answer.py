@@ -1,6 +1,7 @@
 """The grader of mathematical answers against pairs of known truth, and each convention by name."""
 
 import json
+import time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -58,11 +59,35 @@ def test_every_pair_of_known_truth(kind):
             None,
             None,
         ),
+        ("A: 7\n<answer>\\boxed{6}", "6", "6", "6"),
+        ("A: 7\n\n<answer>6", None, "7", "7"),
         ("", None, None, None),
     ],
 )
 def test_extraction(text, boxed, marked, anywhere):
     assert [final_answer(text, where) for where in ("boxed", "marked", "any")] == [boxed, marked, anywhere]
+
+
+@pytest.mark.parametrize(
+    "text, boxed, marked, anywhere",
+    [
+        ("</think> <answer>72</answer>", None, "72", "72"),
+        (r"<answer>\boxed{\frac12}</answer> \boxed{3}", r"\frac12", r"\frac12", r"\frac12"),
+        ("so <answer> The answer is 72. </answer>", None, "72", "72"),
+        (r"<answer>5</answer> or \boxed{6}", None, "5", "5"),
+        (r"\boxed{6} <answer>5</answer> \boxed{7} <ANSWER>8</ANSWER> 9", None, "8", "8"),
+        ("<answer>3 <answer>4 apples</answer>", None, "4 apples", "4 apples"),
+        (r"<answer>5</answer> and then <answer>\boxed{6}", None, "5", "5"),
+        ("A: 7 <answer></answer>", None, None, None),
+        (r"<answer>\boxed{}</answer> \boxed{7}", None, None, None),
+    ],
+)
+def test_what_a_complete_answer_tag_encloses_is_the_answer(text, boxed, marked, anywhere):
+    assert [final_answer(text, where) for where in ("boxed", "marked", "any")] == [boxed, marked, anywhere]
+
+
+def test_money_does_not_open_a_formula():
+    assert final_answer("He pays $60/60 = $1 for each of them at last") == "$1"
 
 
 def test_where_is_a_limit_on_what_is_read():
@@ -96,6 +121,20 @@ def test_the_extracted_answer_is_reported():
 )
 def test_what_would_take_long_is_refused_with_a_reason(answer, reason):
     assert grade("7", rf"\boxed{{{answer}}}")[::2] == ("ungradable", reason)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        r"\boxed{" + r"\angle A " * 100 + "}",
+        r"\boxed{" + r"A \cap B" * 110 + "}",
+        "<answer>" * 2_000,
+        "answer is then, " * 1_000,
+    ],
+)
+def test_repeated_openings_take_no_time(answer):
+    started = time.perf_counter()
+    assert outcome("7", answer) != "correct" and time.perf_counter() - started < 2
 
 
 def test_a_large_value_that_is_written_like_the_gold_is_right():

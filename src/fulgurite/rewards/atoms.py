@@ -22,9 +22,9 @@ APPLIED = set("fghuFGHPV")
 def number(reader: Reader, value: str) -> tuple:
     reader.take()
     if reader.accept("_"):
-        base = subscript(reader)
+        base = subscript(reader).strip("()")
         return ("based", value, NUMERALS.get(base, base))
-    if "." in value and reader.peek() == r"\overline":
+    if "." in value and reader.peek() in (r"\overline", r"\bar"):
         reader.take()
         reader.take("{")
         block = reader.take()

@@ -20,7 +20,7 @@ def bracketed(reader: Reader, value: str) -> tuple:
         reader.take()
         found = reader.statement(("}",))
         reader.take("}")
-        return found
+        return ("set", found[1]) if found[0] == "list" else found
     if value in ("(", "["):
         return closed(reader, value)
     raise Unreadable(f"unexpected {value!r}")
@@ -53,6 +53,8 @@ def closed(reader: Reader, opener: str) -> tuple:
     if closer not in CLOSERS.values() or (opener in "([") != (closer in ")]"):
         raise Unreadable(f"{opener} closed by {closer}")
     if opener in "([":
+        if found[0] == "list" and (opener, closer) == ("[", "]") and all(item[0] == "rel" for item in items):
+            return found
         if found[0] == "list" and len(items) == 2 and (opener, closer) != ("(", ")"):
             return ("interval", items[0], items[1], opener == "(", closer == ")")
         if (opener == "(") != (closer == ")"):

@@ -12,11 +12,12 @@ MOST_BOXES = 8
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{|\d+)")
 BETWEEN_BOXES = re.compile(r"[\s$.,;]*(?:and|or|,|;)?[\s$,]*\Z")
 MARKER = re.compile(
-    r"####|(?:^|\n)[ \t]*\**A(?:nswer)?\**[ \t]*:\**|\bfinal\s+answer\b[ \t]*(?:is|[:=])?|\banswer\b[ \t]*(?:is|are|[:=])+",
+    r"####|(?:^|\n)[ \t]*\**A(?:nswer)?\**[ \t]*:\**|\bfinal\s+answer\b[ \t]*(?:is|[:=])?|\banswer\b[ \t]*(?:is|are|[:=])+"
+    r"(?:,?[ \t]*(?:therefore|thus|hence|then)\b,?)?",
     re.IGNORECASE,
 )
 MATH = re.compile(
-    r"\$\$(.{1,500}?)\$\$|(?<!\\)\$((?:\\.|[^$\\\n]){1,500}?)\$|\\\((.{1,500}?)\\\)|\\\[(.{1,500}?)\\\]", re.DOTALL
+    r"\$\$(.{1,500}?)\$\$|(?<!\\)\$((?:\\.|[^$\\\n]){1,500}?)\$(?!\d)|\\\((.{1,500}?)\\\)|\\\[(.{1,500}?)\\\]", re.DOTALL
 )
 NUMBER = re.compile(
     r"(?<![\w.])[-−+]?(?:\\?\$ ?)?[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?<=\d)(?:/\d+|[eE][-+]?\d+)?(?:\s?\\?%)?"
@@ -25,24 +26,29 @@ SENTENCE_END = re.compile(r"[.!?](?:\s+(?=[A-Z])|\s*\n)")
 PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}")
 OPENING = re.compile(r"[A-Z][a-z]+[ ,]")
 ALTERNATIVE = re.compile(r"\s*\$?,?\s*(?:or|and)\s+(?:by |about |is |it is )?\$?", re.IGNORECASE)
+TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 CALCULATION = re.compile(r"<<[^<>\n]{0,200}>>")
 
 
 def final_answer(text: str, where: Where = "any") -> str | None:
     """What a text gives as its answer; None where it gives none.
 
+    Only what the last `<answer>...</answer>` encloses is read, where there is such a pair.
+
     Args:
         where: `boxed` reads only the last \\boxed{...} (with those it is joined to by `and`, `or` or a comma), `marked` also
-            what follows the last `####`, `A:` or `answer is`, `any` also the whole of a short text and the last formula or
-            number.
+            what follows the last `####`, `A:` or `answer is`, and the whole content of a tag, `any` also the whole of a short
+            text and the last formula or number.
     """
     text = text[-LONGEST_TAIL:]
     text = text.rpartition("</think>")[2].strip() or text
+    tagged = TAGGED.findall(text)
+    text = tagged[-1] if tagged else text
     boxes = last_boxes(text)
     if boxes is not None or where == "boxed":
         return boxes or None
     marked = after_marker(text)
-    if marked is not None or where == "marked":
+    if marked is not None or (where == "marked" and not tagged):
         return marked or None
     return bare(text) or None
 

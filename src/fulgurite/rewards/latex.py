@@ -45,6 +45,7 @@ SPELLINGS = {
     "（": "(",
     "）": ")",
     "％": "%",
+    "¢": r"\text{ cents}",
     "／": "/",
 }
 GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi psi
@@ -62,9 +63,9 @@ REWRITES = [
     for pattern, text in (
         (r"(?<!\\)\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?(?=\s|[\\()\[\]|{}<>./]|$)", ""),
         (r"(?<!\\)\\[()\[\]]", " "),
-        (r",\\!\s*(?=\d)|\{,\}(?=\d{3})", ","),
+        (r"(?<=\d)(?:,\\!\s*|\{,\}|\\,)(?=\d{3}(?!\d))", ""),
+        (r",\\!\s*(?=\d)", ","),
         (r"(?<!\\)\\!", ""),
-        (r"(?<=\d)\\,(?=\d{3}(?!\d))", ","),
         (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick)space(?![A-Za-z])", " "),
         (r"\\(?:displaystyle|textstyle|limits|nolimits|mathstrut|hfill)(?![A-Za-z])", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac "),
@@ -80,14 +81,23 @@ REWRITES = [
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])", "|"),
         (r"\\(?:mathrm|operatorname\*?|text(?:rm|bf|it|sf|tt|normal)?|mbox|hbox|textup|mathsf)\s*\{", r"\\text{"),
+        (r"\\text\{\s*([ei]|\\[A-Za-z]+|-?[\d.,]*\d)\s*\}", r" \1 "),
+        (r"\\text\{([^{}]*\w)\s+(and|or)\s*\}", r"\\text{\1}\\text{ \2 }"),
         (r"\\(?:mathbf|boldsymbol|bm|mathit|mathnormal|bold)\s*\{", "{"),
         (r"\\(?:rm|bf|it)(?![A-Za-z])", " "),
         (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])", r"^\\circ "),
         (r"\\(?:varnothing|oslash|phi\s*$)", r"\\emptyset "),
         (r"\\%", "%"),
+        (r"^\s*\*\*(.+)\*\*\s*$", r"\1"),
+        (r"(?<=[\w)}])\s*\*\*\s*(?=[\w({-])", "^"),
+        (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times "),
         (r"\\(?:cdots|dots|ldots)(?![A-Za-z])", r"\\ldots "),
     )
 ]
+PHRASES = {
+    r"\emptyset": re.compile(r"(?:\\text\{)?\s*no solutions?\s*\.?\s*\}?\s*(?::?\s*\\emptyset)?", re.IGNORECASE),
+    r"\mathbb{R}": re.compile(r"(?:\\text\{)?\s*all real(?:s| numbers)\s*\}?", re.IGNORECASE),
+}
 ROOT_SIGN = re.compile(r"√\s*(\d+)")
 DOLLAR = re.compile(r"(?<!\\)\$")
 TOKEN = re.compile(
@@ -130,8 +140,9 @@ def plain(text: str) -> str:
     for pattern, replacement in REWRITES:
         out = pattern.sub(replacement, out)
     out = DOLLAR.sub(" " if len(DOLLAR.findall(out)) % 2 == 0 else r"\\$", out)
-    out = re.sub(r"^\s*(?:\\approx|\\sim(?![A-Za-z])|~)", "", out)
-    return out.strip().rstrip(".,;:。 ").strip()
+    out = re.sub(r"^\s*(?:\\approx|\\sim(?![A-Za-z])|~|=(?!=))", "", out)
+    out = out.strip().rstrip(".,;:。 ").strip()
+    return next((sign for sign, phrase in PHRASES.items() if phrase.fullmatch(out)), out)
 
 
 def tokens(text: str) -> list[Token]:

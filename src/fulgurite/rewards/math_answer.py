@@ -4,9 +4,10 @@ In order: the answer is cut out of the text (`extract`), both are written in one
 quantities with units (`units`), as mathematics (`expression`, `structure`, `numeric`), and last, where those cannot decide,
 by Math-Verify (`symbolic`). A wrong answer that is rewarded is the worst error here, so doubt is never `correct`.
 
-Conventions: units and `x =` may be missing on one side, but those of both sides must agree; the answer may leave out the gold's
-base; 50% is 0.5 and, as a percentage, 50; decimals must be equal, or have at least six places and be the gold rounded; a list
-without brackets has no order, one in round brackets has; `log` without a base is neither `ln` nor base 10.
+Conventions: units and `x =` may be missing on one side, but those of both sides must agree; an answer may name what it gives
+(`cos A =`, `m + n =`) and put the letter of a choice before it; it may leave out the gold's base; 50% is 0.5 and, as a
+percentage, 50; decimals must be equal, or have at least six places and be the gold rounded; a list without brackets has no
+order, one in round brackets has; `log` without a base is neither `ln` nor base 10.
 """
 
 from __future__ import annotations
@@ -28,15 +29,27 @@ LONGEST_DIGITS = 1_000
 DEEPEST = 40
 FEWEST_PLACES = 6
 FLOAT_PLACES = 14  # of 0.30000000000000004: the noise of a float
-CHOICE = re.compile(r"(?:\\text\s*\{)?\s*(?:option|choice)?\s*\(?\s*([A-Ka-k])\s*\)?\s*\}?\s*", re.IGNORECASE)
-CHOICE_AND_TEXT = re.compile(r"(?:\\text\{)?\s*(?:\(([A-K])\)|([A-K])[.):])\s*\}?\s*\S.*", re.DOTALL)
+CHOICE = re.compile(r"(?:\\text\s*)?\{?\s*(?:option|choice)?\s*\(?\s*([A-Ka-k])\s*\)?\s*\}?\s*", re.IGNORECASE)
+CHOICE_AND_TEXT = re.compile(r"(?:\\text\{)?\s*(?:\(([A-K])\)|([A-K])[.):])\s*\}?\s*(\S.*)", re.DOTALL)
+MORE_CHOICES = re.compile(r"(?:\\text\{)?\s*(?:or|and)\b|[,;/&+]|.*(?:\([A-K]\)|\b[A-K][.):])", re.DOTALL)
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])|(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,])")
 UNIT_START = re.compile(r"(?:(?<=[\d)}\]])|\\(?:pi|infty))(?P<gap>\s*)(?=\\text\{|[A-Za-z])")
+RATE = re.compile(r"[A-Za-z]\s*/\s*[hs]\b")
 UNIT_TAIL = re.compile(r"(?:\\text\{[^{}]*\}|[A-Za-z.,/ ]|\\cdot|\^\s*\{?\s*-?\d\s*\}?)+")
 ANGLE_FUNCTION = re.compile(r"sin|cos|tan|cot|sec|csc")
 DECIMAL = re.compile(r"-?\d*\.(\d+)")
 DIMENSIONS = re.compile(r"\d+(?:\\times\d+)+")
-WORDS = re.compile(r"[A-Za-z0-9]+|[^\sA-Za-z0-9]")
+TIMES_SIGN = re.compile(r"(?<=\d)\s*[xX*]\s*(?=\d)")
+WORDS = re.compile(r"\\[A-Za-z]+|[A-Za-z0-9]+|[^\sA-Za-z0-9]")
+HALF_OF_DAY = re.compile(r"(?<=\d)\s*([ap])\.?\s*m\b\.?", re.IGNORECASE)
+ARTICLE = re.compile(r"\b(?:the|an?)\s+(?=[a-z]{3})", re.IGNORECASE)
+LEAD_IN = re.compile(r"^(?:the )?solutions?(?: set)?(?: is| are)?\s*:?\s*(?=\$|\\|\[)", re.IGNORECASE)
+SAID_TWICE = re.compile(r"(.*(?:[<>]|\\(?:le|ge)).*?)\s*:\s*([(\[].*)", re.DOTALL)
+LABEL = re.compile(
+    r"(?:(?:\\text\{(?!\s*not\b)[A-Za-z ]+\}|(?:m\s*)?\\(?:angle|triangle)\s*[A-Z]{1,4}"
+    r"|[A-Z](?:\s*\\c[au]p\s*[A-Z])+)\s*){1,3}="
+)
+JOINER = re.compile(r",|;|\\text\{\s*and\s*\}|\band\b")
 
 
 class Grade(NamedTuple):
@@ -65,7 +78,7 @@ def grade(gold: str | list[str], answer: str, where: Where = "any") -> Grade:
     given = final_answer(answer, where)
     if given is None:
         return Grade("ungradable", "", "the text gives no answer")
-    golds = [final_gold(text) for text in ([gold] if isinstance(gold, str) else gold)]
+    golds = [form for text in ([gold] if isinstance(gold, str) else gold) for form in gold_forms(final_gold(text))]
     shown = given[:LONGEST_ANSWER]
     if answer.strip() in golds and where == "any":
         return Grade("correct", shown)
@@ -86,6 +99,13 @@ def final_gold(text: str) -> str:
     return boxed or text.rpartition("####")[2].strip()
 
 
+def gold_forms(text: str) -> list[str]:
+    """A gold as it is, or what it says after `Solution is:`; of `x > 2 : (2, infinity)` also each half."""
+    text = LEAD_IN.sub("", text)
+    twice = SAID_TWICE.fullmatch(text.strip("$ "))
+    return [text, *twice.groups()] if twice else [text]
+
+
 def refusal(text: str) -> str:
     """Why a text is not read at all; "" where it is."""
     if len(text) > LONGEST_ANSWER:
@@ -100,16 +120,24 @@ def refusal(text: str) -> str:
 
 
 def agree(gold: str, answer: str) -> bool:
-    """Whether an extracted answer meets a gold. Raises TooLarge."""
+    """Whether an extracted answer meets a gold, as a choice, or with the letter of a choice before it. Raises TooLarge."""
     if not answer.strip() or not gold.strip():
         return False
     if (choice := same_choice(gold, answer)) is not None:
         return choice
     gold, answer = plain(gold), plain(answer)
+    with_choice = None if CHOICE_AND_TEXT.fullmatch(gold) else CHOICE_AND_TEXT.fullmatch(answer)
+    return meets(gold, answer) or (with_choice is not None and meets(gold, with_choice[3]))
+
+
+def meets(gold: str, answer: str) -> bool:
+    """Whether an answer in plain spelling meets a gold. Raises TooLarge."""
+    if "=" not in gold and (label := LABEL.match(answer)):
+        answer = answer[label.end() :]
     if compact(gold) == compact(answer):
         return True
     if DIMENSIONS.fullmatch(compact(gold)):
-        return False
+        return compact(gold) == compact(TIMES_SIGN.sub(r"\\times", re.sub(r"\\text\{[^{}]*\}$", "", answer)))
     undecided, too_large = False, None
     for first in quantities(gold, True):
         for second in quantities(answer, False):
@@ -128,7 +156,8 @@ def agree(gold: str, answer: str) -> bool:
 
 
 def compact(text: str) -> str:
-    return re.sub(r"\s+", "", text)
+    """Without white space, but 7 2 is not 72."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
 
 
 def same_choice(gold: str, answer: str) -> bool | None:
@@ -145,6 +174,8 @@ def same_choice(gold: str, answer: str) -> bool | None:
         with_text = CHOICE_AND_TEXT.fullmatch(answer)
         if with_text is None:
             return False if marked else None
+        if MORE_CHOICES.match(with_text[3]):
+            return False
         return (with_text[1] or with_text[2]) == match[1].upper()
     if not marked and answer.strip().islower() and len(answer.strip()) == 1:
         return False
@@ -153,12 +184,14 @@ def same_choice(gold: str, answer: str) -> bool | None:
 
 def quantities(text: str, is_gold: bool) -> list[Quantity]:
     """The readings of a text: with commas between thousands or between items, with a unit or with a product of letters."""
-    readings = [THOUSANDS.sub(lambda m: re.sub("[, ]", "", m[0]), text)]
+    text = THOUSANDS.sub(lambda m: joined(m) if re.search("[, ]0", m[0]) else m[0], text)  # no list has an item 080
+    readings = [THOUSANDS.sub(joined, text)]
     if "," in readings[0] or readings[0] != text:
         readings = [text, *readings] if re.search(r"[(\[]|\\\{", text) else [readings[0], text]
-    found = []
+    found = [of_one_unit(reading, is_gold) for reading in readings if JOINER.search(reading)]
+    found = [quantity for quantity in found if quantity]
     for reading in dict.fromkeys(readings):
-        money = re.match(r"^(-?)\s*(?:US)?(?:\\\$|[€£])\s*(.+)$", reading, re.DOTALL)
+        money = re.match(r"^(-?)\s*(?:(?:US)?(?:\\\$|[€£])|USD\b)\s*(.+)$", reading, re.DOTALL)
         if money:
             unit = read_unit("euro" if "€" in reading else "gbp" if "£" in reading else "dollar")
             inner = split_unit(money[2], is_gold)
@@ -166,9 +199,20 @@ def quantities(text: str, is_gold: bool) -> list[Quantity]:
             found.append(Quantity(money[1] + inner.text, unit, inner.factor))
             continue
         found.append(split_unit(reading, is_gold))
-        if found[-1].unit and r"\text" not in reading:  # 49 - 70 n may be newtons or a product
+        if found[-1].unit and r"\text" not in reading and not reading.endswith("%"):  # 49 - 70 n may be newtons or a product
             found.append(Quantity(reading))
     return found
+
+
+def joined(match: re.Match) -> str:
+    return re.sub("[, ]", "", match[0])
+
+
+def of_one_unit(text: str, is_gold: bool) -> Quantity | None:
+    """A list whose items all have the same unit: `30 mph, 40 mph`."""
+    items = [split_unit(item.strip(), is_gold) for item in JOINER.split(text)]
+    same = items[0].unit is not None and all(item[1:] == items[0][1:] for item in items)
+    return items[0]._replace(text=", ".join(item.text for item in items)) if same else None
 
 
 def split_unit(text: str, is_gold: bool) -> Quantity:
@@ -211,9 +255,9 @@ def cuts(text: str) -> list[int]:
 
 
 def unit_word(word: str, tail: str, is_gold: bool) -> bool:
-    """Whether letters outside \\text are a unit and not a product: one letter only in an answer, after a space."""
+    """Whether letters outside \\text are a unit and not a product: one letter only in an answer or a speed, after a space."""
     if len(word) == 1:
-        return word == "a" or (not is_gold and tail[:1].isspace() and is_known(word))
+        return word == "a" or (tail[:1].isspace() and is_known(word) and (not is_gold or bool(RATE.search(tail))))
     return is_known(word) or word.lower() in SCALES or (len(word) > 3) or word in ("per", "of", "sq", "cu", "in", "for")
 
 
@@ -294,8 +338,8 @@ def same_word(gold: str, answer: str) -> bool:
 
 
 def words(text: str) -> list[str]:
-    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
-    return [word for word in WORDS.findall(text) if word.casefold() not in ("the", "a", "an", "{", "}", '"', ".")]
+    text = HALF_OF_DAY.sub(lambda half: f" {half[1].lower()}m", re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text))
+    return [word for word in WORDS.findall(ARTICLE.sub("", text)) if word not in '".']
 
 
 def formula(text: str) -> bool:

@@ -95,7 +95,7 @@ def close(a, b) -> bool:
 
 
 def symbols(node) -> set[str]:
-    if not isinstance(node, tuple):
+    if not isinstance(node, tuple) or not node:
         return set()
     if node[0] == "sym":
         return {node[1]}
@@ -158,7 +158,7 @@ def _exact(node: tuple) -> Fraction | None:
     if kind == "pct":
         return a / 100
     if kind == "pow":
-        small = b.denominator == 1 and abs(b) <= MOST_BITS and abs(b) * _bits(a) <= MOST_BITS
+        small = (a or b > 0) and b.denominator == 1 and abs(b) <= MOST_BITS and abs(b) * _bits(a) <= MOST_BITS
         return a**b if small else None
     if kind == "fact":
         return Fraction(_product(1, int(a))) if a.denominator == 1 and 0 <= a <= LARGEST_FACTORIAL else None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from fractions import Fraction
 from itertools import pairwise
+from string import ascii_uppercase
 
 from . import numeric
+from .names import TRIGONOMETRY
 from .numeric import Undecided
 
 FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 INFINITY = ("const", "inf")
+REALS = ("sym", r"\mathbb{R}")
 MOST_ITEMS = 64
 
 
@@ -28,7 +31,8 @@ def same(gold: tuple, answer: tuple) -> bool:
         return any(same(gold, side) for side in exact_and_rounded(answer))
     if is_equation(gold) and is_equation(answer):
         return same_equation(gold, answer)
-    gold, answer = without_name(gold, answer), without_name(answer, gold)
+    gold, answer = without_name(gold, answer), without_name(answer, gold, is_label)
+    gold, answer = one_sign_each(scaled(gold)), one_sign_each(scaled(answer))
     if is_inequality(gold) and is_inequality(answer):
         return same_inequality(gold, answer)
     gold, answer = as_set_of_numbers(gold), as_set_of_numbers(answer)
@@ -101,15 +105,25 @@ def is_name(node: tuple) -> bool:
     """x, f(x), (x, y): what may stand before an equals sign as a label."""
     if node[0] == "mul" and len(node[1]) == 2 and all(part[0] == "sym" for part in node[1]):
         return True  # f(x) where f is read as a factor
-    if node[0] == "pow" and node[1][0] == "mul":
-        return False
+    if node[0] == "pow":  # of a matrix or a function
+        return node[1][0] == "sym" and node[1][1][:1] in {*"fgh", *ascii_uppercase} and node[2] == ("neg", ("num", Fraction(1)))
     inverse = (
         node[0] == "mul" and len(node[1]) == 2 and node[1][0][0] == "pow" and node[1][0][2] == ("neg", ("num", Fraction(1)))
     )
     return node[0] == "sym" or inverse or (node[0] == "tuple" and all(part[0] == "sym" for part in node[1]))
 
 
-def without_name(node: tuple, other: tuple) -> tuple:
+def is_label(node: tuple) -> bool:
+    """What an answer may put before its value besides a name: cos A, |AB|, dy/dx, m + n; not |x|, and nothing with a number."""
+    if node[0] == "fn":
+        return node[1] in TRIGONOMETRY and bool(numeric.symbols(node[2]))
+    if node[0] in ("add", "mul"):
+        return all(map(is_label, node[1]))
+    lone = node[0] == "abs" and node[1][0] == "sym" and len(node[1][1]) == 1
+    return is_name(node) or (node[0] in ("abs", "div") and not lone and all(map(is_label, node[1:])))
+
+
+def without_name(node: tuple, other: tuple, named=is_name) -> tuple:
     """The value of `name = value` where the other has no name; of `2 + 3 = 5`, both sides being equal."""
     if node[0] == "list":
         named = [is_equation(item) for item in node[1]]
@@ -127,8 +141,8 @@ def without_name(node: tuple, other: tuple) -> tuple:
     sides, signs = node[1], node[2]
     if set(signs) != {"="}:
         return node
-    values = sides[1:] if is_name(sides[0]) else sides
-    if all(same(a, b) for a, b in pairwise(values)) and (is_name(sides[0]) or not numeric.symbols(sides)):
+    values = sides[1:] if named(sides[0]) else sides
+    if all(same(a, b) for a, b in pairwise(values)) and (named(sides[0]) or not numeric.symbols(sides)):
         return values[-1]
     return node
 
@@ -142,7 +156,7 @@ def exact_and_rounded(node: tuple) -> list[tuple]:
 def same_equation(gold: tuple, answer: tuple) -> bool:
     """Equal names and values, or zero sets that differ by a constant factor."""
     (gold_left, gold_right), (left, right) = (ends(node) for node in (gold, answer))
-    if is_name(gold_left) and gold_left == left:
+    if is_name(gold_left) and left in (gold_left, without_argument(gold_left)):
         return same(gold_right, right)
     if any(
         node[0] in ("tuple", "set", "list", "interval", "union", "matrix", "pm")
@@ -152,6 +166,11 @@ def same_equation(gold: tuple, answer: tuple) -> bool:
     if not numeric.symbols(gold) | numeric.symbols(answer):
         return same(gold_left, left) and same(gold_right, right)
     return proportional(minus(gold_left, gold_right), minus(left, right)) != 0
+
+
+def without_argument(node: tuple) -> tuple:
+    """C of C(h)."""
+    return ("sym", node[1].partition("(")[0]) if node[0] == "sym" else node
 
 
 def ends(node: tuple) -> tuple[tuple, tuple]:
@@ -205,13 +224,15 @@ def same_inequality(gold: tuple, answer: tuple) -> bool:
 
 def as_set_of_numbers(node: tuple) -> tuple:
     """Inequalities and set-builders in one unknown as intervals; anything else as it is."""
-    if node[0] == "such" and node[2][0] == "rel" and node[1][0] in ("sym", "rel"):
-        return as_set_of_numbers(node[2])
+    if node[0] == "such" and node[2][0] in ("rel", "list"):
+        name = node[1][1][0] if node[1][0] == "rel" and node[1][1:] == ((node[1][1][0], REALS), ("in",)) else node[1]
+        found = as_set_of_numbers(node[2])
+        return found if found[0] != "list" and name[0] == "sym" and numeric.symbols(node[2]) == {name[1]} else node
     if node[0] == "list" and node[2] and all(is_inequality(item) for item in node[1]):
         parts = tuple(as_set_of_numbers(item) for item in node[1])
         same_unknown = len({frozenset(numeric.symbols(item)) for item in node[1]}) == 1
         return ("union", parts) if same_unknown and all(part[0] == "interval" for part in parts) else node
-    if node[0] == "sym" and node[1] == r"\mathbb{R}":
+    if node == REALS:
         return ("interval", ("neg", INFINITY), INFINITY, True, True)
     if not is_inequality(node) or len(node[1]) > 3:
         return node
@@ -267,7 +288,7 @@ def without_pm(node: tuple) -> tuple:
             expanded = without_pm(item)
             items.extend(expanded[1] if expanded[0] == "list" else (expanded,))
         return (node[0], tuple(items), *node[2:])
-    if node[0] == "rel" and is_equation(node) and _has_pm(node[1][-1]):
+    if node[0] == "rel" and (is_equation(node) or node[2] == ("!=",)) and _has_pm(node[1][-1]):
         values = without_pm(node[1][-1])[1]
         return ("list", tuple(("rel", (*node[1][:-1], value), node[2]) for value in values), True)
     if node[0] in ("rel", "tuple", "matrix", "interval", "union", "such") or not _has_pm(node):
@@ -302,6 +323,27 @@ def in_order(node: tuple) -> tuple | None:
     if node[0] == "matrix" and 1 in (len(node[1]), len(node[1][0])):
         return tuple(value for row in node[1] for value in row)
     return node[1] if node[0] in ("tuple", "list") else None
+
+
+def scaled(node: tuple) -> tuple:
+    """A matrix with the factor or the minus sign that stands before it worked in."""
+    factor, inner = None, node
+    if node[0] == "neg":
+        factor, inner = ("num", Fraction(-1)), scaled(node[1])
+    elif node[0] == "mul" and len(node[1]) == 2:
+        factor, inner = node[1][0], scaled(node[1][1])
+    if factor is None or inner[0] != "matrix":
+        return node
+    return ("matrix", tuple(tuple(("mul", (factor, value)) for value in row) for row in inner[1]))
+
+
+def one_sign_each(node: tuple) -> tuple:
+    """`x != 1, 4` as `x != 1, x != 4`."""
+    if node[0] != "list" or node[1][0][0] != "rel" or node[1][0][2] != ("!=",):
+        return node
+    name = node[1][0][1][0]
+    items = tuple(item if item[0] == "rel" else ("rel", (name, item), ("!=",)) for item in node[1])
+    return ("list", items, node[2])
 
 
 def same_matrix(gold: tuple, answer: tuple) -> bool:

@@ -20,14 +20,15 @@ HEAVY = re.compile(r"!|\\binom|\*\*|\^\s*\{?\s*-?\d{4}|\d\s*\}?\s*\^[^-+=,]*\^")
 def agrees(gold: str, answer: str) -> bool:
     """Whether Math-Verify finds two formulas equal; False also where it cannot read one of them.
 
-    Its verdict counts only where both use the same letters (it reads m and M as one), neither is a relation (it compares last
-    sides), the answer has no towers of powers or factorials, and leaves no integral, sum or limit to be worked out that the
-    gold has worked out.
+    Its verdict counts only where both use the same letters (it reads m and M as one) and as many primes (it drops them),
+    neither is a relation (it compares last sides), the answer has no towers of powers or factorials, and leaves no integral,
+    sum or limit to be worked out that the gold has worked out.
     """
     comparable = (
         max(len(gold), len(answer)) <= LONGEST
         and not HEAVY.search(answer)
         and set(LETTERS.findall(gold)) == set(LETTERS.findall(answer))
+        and gold.count("'") == answer.count("'")
         and not RELATION.search(gold + answer)
         and bool(UNEVALUATED.search(answer)) <= bool(UNEVALUATED.search(gold))
     )

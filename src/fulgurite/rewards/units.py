@@ -49,9 +49,8 @@ TABLE = {
     "energy": {"1": "j joule", "1000": "kj kilojoule", "4.184": "cal calorie", "4184": "kcal", "1.602176634e-19": "ev"},
     "force": {"1": "n newton", "1000": "kn"},
     "power": {"1": "w watt", "1000": "kw kilowatt"},
-    "frequency": {"1": "hz hertz", "1000": "khz", "1e6": "mhz"},
+    "frequency": {"1": "hz hertz", "1000": "khz", "1e6": "mhz", "1e9": "ghz", "1e12": "thz"},
     "temperature": {"1": "k kelvin"},
-    "speed": {"1": "mph"},
     "percent": {"1": "percent % pct"},
 }
 KNOWN = {
@@ -61,12 +60,14 @@ KNOWN = {
     for name in names.split()
 }
 SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+SCALES |= {name + "s": size for name, size in SCALES.items()}
 # Words that change what a number says, or join it to another: never a unit.
 CHANGES = """half halves third thirds fourth fourths quarter quarters fifth fifths sixth sixths seventh sevenths
 eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousandths squared cubed times factorial
-root plus minus over negative or and not mod divided by to the than approximately about at least most if when where
+tens root plus minus over negative or and not mod divided by to the than approximately about at least most if when where
 but no none is are equals equal between from undefined infinity inf sin cos tan log ln exp sqrt pi"""
 NEVER = set(CHANGES.split())
+SPEEDS = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h"}
 SQUARES = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 PART = re.compile(r"(?P<word>[A-Za-z%$]+)|\^\s*\{?\s*(?P<power>-?\d)\s*\}?|(?P<per>/)|(?P<gap>[\s.]+|\\cdot)")
 
@@ -80,13 +81,14 @@ class Unit(NamedTuple):
 
 def stem(word: str) -> str:
     word = word if word in ("m", "M", "s", "S") else word.lower()
-    if word in KNOWN or len(word) < 4:
+    if word in KNOWN or len(word) < 3 or (len(word) == 3 and word[:-1] not in KNOWN):
         return word
     return word[:-1] if word.endswith("s") and not word.endswith("ss") else word
 
 
 def read_unit(text: str) -> Unit | None:
     """The unit that a text is, or None: `cm^2`, `square inches`, `km/h`, `students`."""
+    text = re.sub(r"[A-Za-z]+", lambda word: SPEEDS.get(word[0].lower(), word[0]), text)
     dimensions: Counter[str] = Counter()
     factor, sign, power_ahead, place, last = Fraction(1), 1, 1, 0, ("", Fraction(1), 0)
     while place < len(text):
@@ -120,4 +122,4 @@ def read_unit(text: str) -> Unit | None:
 
 
 def is_known(word: str) -> bool:
-    return stem(word) in KNOWN
+    return stem(word) in KNOWN or word.lower() in SPEEDS
