@@ -203,6 +203,41 @@ BREAKS = (
         "order[place]",
         GRPO + "test_each_epoch_is_a_round_of_further_prompts",
     ),
+    Break(
+        "weights of rewards ignored",
+        "data/rewards.py",
+        "sum(weights.get(name, 1.0) * value for",
+        "sum(value for",
+        "tests/test_rewards.py::test_the_reward_is_the_weighted_sum_of_the_tasks_own_and_the_further_ones",
+    ),
+    Break(
+        "breaking a penalty pays",
+        "data/rewards.py",
+        "named[i][name] = lowest if one.failure else one.value",
+        "named[i][name] = 0.0 if one.failure else one.value",
+        "tests/test_rewards.py::test_breaking_a_penalty_is_never_worth_while",
+    ),
+    Break(
+        "a killed grader counts as wrong",
+        "tasks/grading.py",
+        '("ungradable", "") if one.failure',
+        '("wrong", "") if one.failure',
+        "tests/test_tasks.py::test_a_killed_grader_is_ungradable_and_counted_and_never_wrong",
+    ),
+    Break(
+        "equal answers vote apart",
+        "rewards/math_vote.py",
+        "return compact(text) if number is None else str(number)",
+        "return compact(text)",
+        "tests/test_tasks.py::test_equal_answers_vote_together_however_they_are_written",
+    ),
+    Break(
+        "benchmarks of an earlier config lost",
+        "trainer_cli.py",
+        "{**named, **now}",
+        "now",
+        "tests/test_eval_configs.py::test_overlays_add_up_and_a_later_one_of_the_same_name_wins",
+    ),
 )
 
 

@@ -147,6 +147,7 @@ def test_round_metrics_of_a_round_by_hand(tmp_path):
             "reward/format": 1.5,
             "reward/correct": 0.25,
             "reward/ungradable": 0.25,
+            "reward/failed": 0.0,
             "round/tokens_per_completion": 3.0,
             "round/truncated": 0.25,
             "round/mixed_groups": 0.5,
@@ -241,6 +242,8 @@ def test_completions_and_updates_are_written_row_by_row(tmp_path):
         "outcome": "correct",
         "rewards": {"answer": 1.0, "format": 2.0},
         "reward": 1.0,
+        "extracted": None,
+        "failure": "",
         "coefficients": {"policy": 1.0},
         "kept": True,
     }

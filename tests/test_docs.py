@@ -20,14 +20,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import fulgurite.trainer_cli  # noqa: F401 - here, so that its loggers do not bind to the stream of one test
 from fulgurite import cli
+from fulgurite.data.rewards import add_rewards
 from fulgurite.data.rollout_datamodule import RolloutDataModule
 from fulgurite.modules.grpo import GRPO
+from fulgurite.trainer_cli import data_of
+from fulgurite.types import Completion, Prompt, Verdict
 
 ROOT = Path(__file__).parents[1]
 START, CONCEPTS, ADD, GUARDS = (ROOT / "docs" / f"{name}.md" for name in ("start", "concepts", "add-a-method", "guards"))
 GRPO_PAGE = ROOT / "docs" / "methods" / "grpo.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NOT_RUN = ("source .venv/bin/activate", "tensorboard --logdir runs")
+NOT_RUN = ("source .venv/bin/activate", "tensorboard --logdir runs", "export PYTHONPATH=.")
 SMALL = [
     "--tiny", "true", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
     "--trainer.enable_model_summary", "false",
@@ -110,6 +113,7 @@ def test_every_command_works(page, line, workspace, tmp_path, monkeypatch, capsy
     words = shlex.split(line)
     if words[0] == "fulgurite":
         monkeypatch.chdir(workspace)
+        monkeypatch.syspath_prepend(workspace)
         parsed(words[1:], capsys)
     elif words[0] == "bash":
         calls = calls_of(words[1:], tmp_path)
@@ -168,6 +172,27 @@ def test_vllm_is_skipped_aloud_where_it_cannot_be_installed_but_never_in_ci(tmp_
     else:
         assert ran.returncode == 0 and "SKIPPED: vLLM's CPU build cannot be installed here" in ran.stdout
         assert "-m pytest" in (tmp_path / "calls").read_text()
+
+
+def test_the_examples_of_tasks_and_rewards_are_made(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    monkeypatch.syspath_prepend(workspace)
+    (workspace / "data").mkdir(exist_ok=True)
+    (workspace / "data" / "dev.jsonl.gz").touch()
+    examples = [yaml.safe_load(block) for block in blocks(ROOT / "docs" / "tasks.md", "yaml")]
+    made = []
+    for example in examples:
+        config = {"data": {"init_args": example}} if "task" in example else example
+        (workspace / "example.yaml").write_text(yaml.safe_dump(config))
+        made.append(data_of(["--config", "configs/gsm8k.yaml", "--config", "example.yaml"]))
+    qa, gsm8k, knights, several, brief = made
+    assert [type(data.task).__name__ for data in made] == ["QA", "GSM8K", "KnightsKnaves", "GSM8K", "GSM8K"]
+    assert qa.task.context == ("text", "table") and qa.task.splits["dev"].columns == {"text": "report"}
+    assert knights.task.generate.people == [3, 4, 5] and gsm8k.task.grader.workers == 2
+    assert several.rewards.keys() == {"overlong", "accuracy", "format"} and brief.rewards.keys() == {"overlong", "brief"}
+    pairs = [(Prompt("q"), Completion((1,), (0.0,), "stop", "It is 7."))]
+    verdicts = add_rewards(pairs, [Verdict("correct", {"accuracy": 1.0}, 1.0)], brief.rewards, brief.grader)
+    assert verdicts[0].reward == 1.1
 
 
 # Links and names

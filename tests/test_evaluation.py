@@ -190,6 +190,7 @@ def test_saved_completions_measured_again_give_the_numbers_logged(tmp_path):
         "extracted": completion.text,
         "outcome": verdict.outcome,
         "reward": verdict.reward,
+        "failure": "",
     }
     again = regrade([row for row in rows if row["benchmark"] == "easy"], EvenDigits(digits=1), (1, 2, 4))
     again |= regrade([row for row in rows if row["benchmark"] == "one"], EvenDigits(digits=1))
@@ -223,7 +224,7 @@ def test_the_judge_sees_what_it_saw_in_the_run():
     row = {
         "benchmark": "b", "prompt_id": "q", "prompt": "<s>Who?", "prompt_text": "Who?", "reference": "A", "source": "knights",
         "metadata": {"people": "3"}, "text": "x", "token_ids": [1, 2], "finish_reason": "length", "extracted": None,
-        "outcome": "wrong", "reward": 0.0,
+        "outcome": "wrong", "reward": 0.0, "failure": "",
     }  # fmt: skip
     assert rejudge([row], Reads())[0]["extracted"] == "q Who? A knights 3 length 2"
 

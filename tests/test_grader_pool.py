@@ -205,20 +205,29 @@ def test_trivial_answers_are_fast():
         assert time.monotonic() - started < 5_000 / 1_000  # measured: 5 to 20 times as fast, on two cores
 
 
-def test_hostile_answers_cannot_hang_crash_escape_or_slow(tmp_path):
+@pytest.mark.parametrize(
+    ("function", "settings"),
+    [
+        (GRADE, []),
+        ("fulgurite.rewards.math_vote:judge", ["any"]),
+        ("fulgurite.rewards.qa_match:grade", ["numeric", "any", 0.001]),
+        ("fulgurite.rewards.qa_match:grade", ["exact", "marked", 0.0]),
+    ],
+)
+def test_hostile_answers_cannot_hang_crash_escape_or_slow(tmp_path, function, settings):
     canary = tmp_path / "canary"
     texts = hostile.answers(str(canary)) + hostile.huge_answers()
     assert len(texts) >= 1_000
-    honest = [(r"\frac{1}{2}", r"so \boxed{0.5}", "correct"), ("72", "A: 72", "correct"), ("72", "A: 73", "wrong")]
+    honest = [("0.5", r"so \boxed{0.5}", "correct"), ("72", "A: 72", "correct"), ("72", "A: 73", "wrong")]
     calls, expected = [], []
     for i, text in enumerate(texts):
         gold, answer, outcome = honest[i % 3]
-        calls += [(gold, text), (gold, answer)]
+        calls += [([gold], text, *settings), ([gold], answer, *settings)]
         expected.append(outcome)
     with GraderPool(workers=2, time_limit_s=5.0) as pool:
-        pool.map(GRADE, [("1", "1")])
+        pool.map(function, calls[1:2])
         started = time.monotonic()
-        results = pool.map(GRADE, calls)
+        results = pool.map(function, calls)
         seconds = time.monotonic() - started
         assert pool.kills == 0
     assert [one.value[0] for one in results[1::2]] == expected

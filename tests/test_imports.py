@@ -23,14 +23,15 @@ MAY_IMPORT = {
     "models": {"types"},
     "guards": {"types"},
     "rewards": set(),
-    "tasks": {"types", "seeding"},
+    "tasks": {"types", "seeding", "rewards"},
     "engines": {"types", "seeding", "models"},
-    "data": {"types", "seeding", "parallel", "credit", "selection", "guards", "engines", "tasks"},
+    "data": {"types", "seeding", "parallel", "credit", "selection", "guards", "engines", "tasks", "rewards"},
     "modules": RECORDS | {"schedules", "parallel", "metrics", "credit", "selection", "losses", "models"},
-    "commands": {"types", "models", "engines", "guards", "rewards"},
+    "trainer_cli": {"types", "parallel", "run_record", "guards", "engines", "models", "modules", "data", "tasks", "callbacks"},
+    "commands": {"types", "models", "engines", "guards", "rewards", "data", "metrics", "callbacks", "trainer_cli"},
     "callbacks": RECORDS | {"parallel", "guards", "credit", "selection", "data", "modules", "metrics"},
 }
-TOP = {"cli", "trainer_cli", "__init__", "__main__"}
+TOP = {"cli", "__init__", "__main__"}
 
 
 def imported(path: Path) -> set[str]:

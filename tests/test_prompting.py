@@ -125,7 +125,7 @@ def test_the_example_of_the_docs_parses_and_keeps_the_rest_of_the_default(tmp_pa
     assert all(task["splits"][split].items() >= source.items() for split, source in given["splits"].items())
     del data["task"]["init_args"]["style"]
     Path("run.yaml").write_text(yaml.safe_dump(config))
-    template = "{question}\nEnd with {marker} and the answer.\n"
+    template = "{question}\nReason step by step. End with #### and the answer, a number.\n"
     assert parsed("--data.task.style.chat", "true")["style"] == {
         "template": template, "chat": True, "system": None, "thinking": None,
     }  # fmt: skip

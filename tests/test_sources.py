@@ -82,7 +82,11 @@ def test_errors_name_the_file_the_place_and_what_is_there(kind, where, tmp_path)
     [
         ("a.jsonl", '{"q": "a"}\n{"q": \n', r"a.jsonl, line 2: expected a JSON object \(Expecting value"),
         ("a.jsonl", '["q"]\n', "a.jsonl, line 1: found list; expected a JSON object"),
-        ("a.jsonl", '{"q": "a"}\n\n{"q": null}\n', "a.jsonl, line 3: q is null; expected text or a number. Correct or drop"),
+        (
+            "a.jsonl",
+            '{"q": "a"}\n\n{"q": null}\n',
+            "a.jsonl, line 3: q is null; expected text or a number. Correct the row, or set incomplete: drop",
+        ),
         ("a.jsonl", '{"q": NaN}\n', "a.jsonl, line 1: q is null"),
         ("a.jsonl", b"\xff\xfe{", "a.jsonl cannot be read: .*; expected a whole file in UTF-8"),
         ("a.jsonl.gz", b'{"q": 1}', "a.jsonl.gz cannot be read: Not a gzipped file"),
@@ -208,3 +212,15 @@ def test_real_rows_are_read(file, columns, count, last):
     rows = Source(str(DATA / file), columns).rows(("question", "answer"))
     assert len(rows) == count and all(row["question"].strip() and row["answer"].strip() for row in rows)
     assert rows[-1]["answer"] == last
+
+
+def test_incomplete_rows_are_left_out_where_asked_and_only_for_columns_that_are_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"q": "a", "x": null}\n{"q": null, "x": 1}\n{"q": "", "x": 2}\n{"q": "b", "x": NaN}\n{"q": 0, "x": 0}\n')
+    dropped = Source(str(path), columns={"question": "q"}, incomplete="drop")
+    assert dropped.rows(("question",)) == [{"question": text} for text in ("a", "b", "0")]
+    assert dropped.rows(("question", "x")) == [{"question": "0", "x": "0"}]
+    with pytest.raises(ConfigError, match="line 2: q is null"):
+        Source(str(path), columns={"question": "q"}).rows(("question",))
+    with pytest.raises(ConfigError, match="line 1: no column 'y'"):
+        Source(str(path), columns={"question": "y"}, incomplete="drop").rows(("question",))

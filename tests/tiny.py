@@ -35,6 +35,8 @@ FIXED_TRAINER = dict(
 class EvenDigits(Addition):
     """Addition with a reward that random text earns: the share of even digits, so that every round has something to learn."""
 
+    reward_names = ("even",)
+
     def judge(self, prompt: Prompt, completion: Completion) -> Verdict:
         even = sum(c in "02468" for c in completion.text)
         reward = even / max(1, len(completion.token_ids))

@@ -12,6 +12,7 @@ USAGE = """usage: fulgurite VERB [options]
   test       the same on the test loaders
   predict    write completions of the benchmarks with their verdicts
   grade      grade answers of a file: fulgurite grade pairs FILE.jsonl
+             judge saved completions again: fulgurite grade generations runs/gsm8k/predictions.jsonl
   doctor     check this machine: packages, GPU, vLLM, disk, memory
 
 `fulgurite VERB --help` lists the options; every option is also a key of a config file.

@@ -6,6 +6,8 @@ import difflib
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -37,9 +39,11 @@ from .modules.grpo import GRPO
 from .modules.supervised import SupervisedFineTuning
 from .run_record import unused, write_environment
 from .tasks.addition import Addition
+from .tasks.gsm8k import GSM8K
 from .tasks.knights_knaves import KnightsKnaves
 from .tasks.knights_letters import KnightsKnavesLetters
-from .tasks.marked_answer import MarkedAnswer
+from .tasks.math import Math
+from .tasks.qa import QA
 from .types import ConfigError
 
 # Classes that a config may name without their module; importing them here is what makes that work.
@@ -54,7 +58,9 @@ SHORT_NAMES = (
     Addition,
     KnightsKnaves,
     KnightsKnavesLetters,
-    MarkedAnswer,
+    GSM8K,
+    Math,
+    QA,
 )
 TRAINER_DEFAULTS = {
     "reload_dataloaders_every_n_epochs": 0,
@@ -64,6 +70,11 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 1,
     "max_epochs": 1,
 }
+
+
+HELP_OF_N = (
+    "Completions of each prompt of every benchmark; of several, those of a greedy benchmark are sampled at temperature 1."
+)
 
 
 class Parser(LightningArgumentParser):
@@ -79,6 +90,18 @@ class Parser(LightningArgumentParser):
             hint = f"did you mean {near[0]}?" if near else f"expected an import path, or one of {', '.join(ours)}"
             text = f"no class {misspelt[1]!r}; {hint}"
         fail(text, code=2)
+
+
+class ConfigFile(ActionConfigFile):
+    """A later file adds its named benchmarks and rewards to those of an earlier one; it replaces one of the same name."""
+
+    @staticmethod
+    def apply_config(parser: LightningArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
+        before = {key: cfg.get(f"data.init_args.{key}") for key in ("benchmarks", "rewards")}
+        ActionConfigFile.apply_config(parser, cfg, dest, value)
+        for key, named in before.items():
+            if named and (now := cfg.get(f"data.init_args.{key}")):
+                cfg[f"data.init_args.{key}"] = {**named, **now}
 
 
 class SaveRun(SaveConfigCallback):
@@ -100,7 +123,7 @@ class SaveRun(SaveConfigCallback):
 class CLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> Parser:
         parser = Parser(**kwargs)
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="A config file; of several a later one wins.")
+        parser.add_argument("-c", "--config", action=ConfigFile, help="A config file; of several a later one wins.")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -120,7 +143,7 @@ class CLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
-            parser.add_argument("--n", type=int | None, default=None, help="Completions of each prompt of every benchmark.")
+            parser.add_argument("--n", type=int | None, default=None, help=HELP_OF_N)
             parser.add_argument("--prompts", type=int | None, default=None, help="Prompts of every benchmark; default all.")
         return parser
 
@@ -165,6 +188,8 @@ class CLI(LightningCLI):
                 benchmark.limit = settings.prompts or benchmark.limit
                 if settings.n:
                     benchmark.sampling.n, benchmark.k = settings.n, []  # prediction measures nothing at k
+                    if settings.n > 1:
+                        benchmark.sampling.temperature = benchmark.sampling.temperature or 1.0
 
     def _models(self, settings: Namespace) -> None:
         """Makes models tiny where asked, and refuses a missing folder with the command that makes it."""
@@ -240,23 +265,11 @@ def fail(text: str, code: int) -> None:
     raise SystemExit(code)
 
 
-def run(argv: list[str]) -> None:
-    """Parses and runs one verb; a config that cannot work and a guard that stops the run end in one sentence."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+@contextmanager
+def short_errors() -> Iterator[None]:
+    """A config that cannot work, a guard that stops a run and an engine that fails end in one sentence."""
     try:
-        CLI(
-            RoundModule,
-            TaskDataModule,
-            save_config_callback=SaveRun,
-            seed_everything_default=0,
-            trainer_defaults=dict(TRAINER_DEFAULTS),
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={"description": "Reinforcement learning with verifiable rewards."},
-            args=argv,
-        )
+        yield
     except Exception as error:
         if text := cause_of(error, ConfigError) or cause_of(error, MisconfigurationException):
             fail(text, code=2)
@@ -267,3 +280,47 @@ def run(argv: list[str]) -> None:
         if "Union subtypes" in str(error):
             fail(sentence_in(str(error)), code=2)
         raise
+
+
+def make(cli: type[CLI], argv: list[str]) -> CLI:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return cli(
+        RoundModule,
+        TaskDataModule,
+        save_config_callback=SaveRun,
+        seed_everything_default=0,
+        trainer_defaults=dict(TRAINER_DEFAULTS),
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        parser_kwargs={"description": "Reinforcement learning with verifiable rewards."},
+        args=argv,
+    )
+
+
+def run(argv: list[str]) -> None:
+    """Parses and runs one verb."""
+    with short_errors():
+        make(CLI, argv)
+
+
+class ConfigOnly(CLI):
+    """Makes what the config of a fit describes, and runs nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        self.config_init = self.parser.instantiate_classes(self.config)
+
+    def _set_seed(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def data_of(argv: list[str]) -> TaskDataModule:
+    """The DataModule of the configs and options of a run."""
+    return make(ConfigOnly, ["fit", *argv]).config_init.fit.data

@@ -106,12 +106,14 @@ class Completion:
 @dataclass(frozen=True)
 class Verdict:
     """A judgement: `outcome` is `correct`, `wrong` or `ungradable`; `rewards` by name and `reward`, their weighted sum;
-    `answer` is what was read from the completion, normalised, so that equal answers are equal texts: they vote together."""
+    `answer` is what was read from the completion, normalised, so that equal answers are equal texts: they vote together.
+    `failure` is why judging it went wrong, where it did: a grader that was killed, or one that raised."""
 
     outcome: str
     rewards: Mapping[str, float]
     reward: float
     answer: str | None = None
+    failure: str = ""
 
 
 @dataclass(frozen=True)

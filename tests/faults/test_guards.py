@@ -14,12 +14,15 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from fulgurite.callbacks.guards import Guards
+from fulgurite.data.rewards import Reward
 from fulgurite.engines.transformers_engine import TransformersEngine
 from fulgurite.guards import GuardError
 from fulgurite.guards.all_equal_groups import check_all_equal_groups, equal_groups
 from fulgurite.guards.engine_gap import check_engine_gap
+from fulgurite.guards.failed_grading import check_failed_grading
 from fulgurite.guards.truncation import check_truncation
 from fulgurite.guards.weights_move import check_weights_move, count_moved, watch
+from fulgurite.tasks.grading import Grader
 from fulgurite.types import ConfigError
 from records import StubModule, StubRounds, make_round
 from tiny import tiny_data, tiny_grpo
@@ -118,6 +121,42 @@ def test_groups_of_one_row_and_prompts_without_rows_are_not_counted():
     assert equal_groups(make_round([])) == (0, 0)
     assert equal_groups(make_round([[-1.0, -1.0], [-1.0, -2.0]])) == (1, 2)
     assert check_all_equal_groups(0, 0, 1.0, streak=4, patience=5) == 4
+
+
+# Failed grading
+
+
+def failed(*reasons: str):
+    """A round of two groups of two in which judging failed for these reasons; "" where it did not."""
+    held = make_round([[1.0, 0.0], [0.0, 1.0]])
+    return replace(held, verdicts=tuple(replace(v, failure=why) for v, why in zip(held.verdicts, reasons, strict=True)))
+
+
+def test_rounds_on_which_the_grader_fails_stop_the_run(tmp_path):
+    broken = failed("", "no answer within 5 s", "more than 1024 MiB of memory", "")
+    rounds, error, warned = fit(tmp_path, Guards(patience_rounds=3), rounds=[broken])
+    assert rounds == 2 and len(warned) == 1 and "round 1 in a row" in warned[0]
+    assert "the grader or a reward failed on 2 of 4 completions of this round (round 3 in a row)" in error
+    assert "for example: no answer within 5 s; expected a share of at most 0.1. Correct the reward function" in error
+    assert fit(tmp_path, Guards(patience_rounds=1, max_failed=0.5), rounds=[broken]) == (6, None, [])
+    assert fit(tmp_path, Guards(patience_rounds=1, max_failed=1), rounds=[failed(*["raised"] * 4)]) == (6, None, [])
+
+
+def test_a_real_reward_that_hangs_on_some_texts_is_counted_and_stops_the_run(tmp_path):
+    reward = Reward(1.0, "reward_functions.hangs_on_even_digits")
+    data = tiny_data(rewards={"slow": reward}, grader=Grader(workers=2, time_limit_s=0.1))
+    rounds, error, warned = fit(tmp_path, Guards(patience_rounds=2, max_truncated=1), module=tiny_grpo(), data=data)
+    assert rounds == 1 and len(warned) == 1
+    assert re.search(
+        r"failed on \d+ of 12 completions of this round \(round 2 in a row\), .*: slow: no answer within 0.1 s", error
+    )
+
+
+def test_a_round_without_completions_says_nothing_of_the_grader():
+    assert check_failed_grading(0, 0, "", 0.1, streak=2, patience=3) == 2
+    assert check_failed_grading(1, 10, "x", 0.1, streak=2, patience=3) == 0
+    with pytest.raises(GuardError, match="for example: see rounds/ in the run folder"):
+        check_failed_grading(2, 10, "", 0.1, streak=2, patience=3)
 
 
 # Non-finite updates

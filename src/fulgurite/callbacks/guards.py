@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ..guards.all_equal_groups import check_all_equal_groups, equal_groups
 from ..guards.empty_minibatch import check_empty_round
 from ..guards.engine_gap import PATIENCE_UPDATES, check_engine_gap, max_gap_of
+from ..guards.failed_grading import check_failed_grading, failed_gradings
 from ..guards.non_finite import check_non_finite
 from ..guards.truncation import check_truncation, cut_completions
 from ..guards.weights_move import WatchedSlice, check_weights_move, count_moved, watch
@@ -23,7 +24,8 @@ class Guards(Callback):
     Args:
         max_truncated: largest share of a round's completions cut by max_new_tokens; 1 switches it off.
         max_all_equal: a round is bad if at least this share of its groups have equal rewards; above 1 switches it off.
-        patience_rounds: bad rounds in a row, of either of the two, before the run stops.
+        max_failed: largest share of a round's completions on which the grader or a reward may fail; 1 switches it off.
+        patience_rounds: bad rounds in a row, of any of the three, before the run stops.
         max_skipped_updates: updates in a row that may not be finite before the run stops; 0 only warns.
         min_moved: smallest share of sampled weights with a gradient that an update must change, in each parameter group
             with a learning rate above 0; the third update in a row below it stops the run; 0 switches it off.
@@ -39,6 +41,7 @@ class Guards(Callback):
         self,
         max_truncated: float = 0.9,
         max_all_equal: float = 1.0,
+        max_failed: float = 0.1,
         patience_rounds: int = 10,
         max_skipped_updates: int = 3,
         min_moved: float = 0.01,
@@ -49,6 +52,7 @@ class Guards(Callback):
         for name, value, low, high in (
             ("max_truncated", max_truncated, 0, 1),
             ("max_all_equal", max_all_equal, 0, float("inf")),
+            ("max_failed", max_failed, 0, 1),
             ("patience_rounds", patience_rounds, 1, float("inf")),
             ("max_skipped_updates", max_skipped_updates, 0, float("inf")),
             ("min_moved", min_moved, 0, 1),
@@ -58,21 +62,34 @@ class Guards(Callback):
         ):
             if not low <= value <= high:
                 raise ConfigError(f"guards.{name} is {value}; expected a number from {low} to {high}")
-        self.max_truncated, self.max_all_equal, self.patience_rounds = max_truncated, max_all_equal, patience_rounds
+        self.max_truncated, self.max_all_equal, self.max_failed = max_truncated, max_all_equal, max_failed
+        self.patience_rounds = patience_rounds
         self.max_skipped_updates, self.max_empty_rounds = max_skipped_updates, max_empty_rounds
         self.min_moved, self.max_gap_nats, self.max_contaminated = min_moved, max_gap_nats, max_contaminated
-        watched = ("truncation", "all_equal_groups", "non_finite", "engine_gap", "weights_move", "empty_rounds")
+        watched = (
+            "truncation",
+            "all_equal_groups",
+            "failed_grading",
+            "non_finite",
+            "engine_gap",
+            "weights_move",
+            "empty_rounds",
+        )
         self.streaks = dict.fromkeys(watched, 0)
         self._filled = 0
         self._watched: list[WatchedSlice] = []
 
     def on_round(self, trainer: Trainer, module: LightningModule, sampled: Round, kept: Round) -> None:
-        counts = torch.tensor([*cut_completions(sampled), *equal_groups(sampled)])
-        cut, completions, equal, groups = map(int, sum_over_ranks(trainer, counts).tolist())
+        counts = torch.tensor([*cut_completions(sampled), *equal_groups(sampled), failed_gradings(sampled)[0]])
+        cut, completions, equal, groups, failed = map(int, sum_over_ranks(trainer, counts).tolist())
         streaks, patience = self.streaks, self.patience_rounds
         streaks["truncation"] = check_truncation(cut, completions, self.max_truncated, streaks["truncation"], patience)
         streaks["all_equal_groups"] = check_all_equal_groups(
             equal, groups, self.max_all_equal, streaks["all_equal_groups"], patience
+        )
+        reason = failed_gradings(sampled)[1]
+        streaks["failed_grading"] = check_failed_grading(
+            failed, completions, reason, self.max_failed, streaks["failed_grading"], patience
         )
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer) -> None:

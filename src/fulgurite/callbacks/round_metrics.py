@@ -8,6 +8,7 @@ from collections import Counter
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ..guards.all_equal_groups import equal_groups
+from ..guards.failed_grading import failed_gradings
 from ..guards.truncation import cut_completions
 from ..types import Round
 from . import log_numbers, over_ranks
@@ -16,9 +17,9 @@ from . import log_numbers, over_ranks
 class RoundMetrics(Callback):
     """Logs once a round, over the sampled rows of all ranks, at the x of the round's first update:
 
-    `reward/mean`, `reward/<name>` for each named reward, `reward/correct` and `reward/ungradable` (shares; a reward of
-    one of these names gives way), `round/tokens_per_completion`, `round/truncated` (share), `round/mixed_groups` (share
-    of groups of at least two rows whose rewards are not all equal), `round/kept_rows`, `round/sampled_tokens` (since
+    `reward/mean`, `reward/<name>` for each named reward, `reward/correct`, `reward/ungradable` and `reward/failed` (shares;
+    a reward of one of these names gives way), `round/tokens_per_completion`, `round/truncated` (share), `round/mixed_groups`
+    (share of groups of at least two rows whose rewards are not all equal), `round/kept_rows`, `round/sampled_tokens` (since
     the run's start), `credit/<stream>_std` (over rows, divided by their number). A mean over nothing is not logged.
     """
 
@@ -32,10 +33,12 @@ def round_sums(sampled: Round, kept: Round) -> Counter[str]:
     """Sums and counts of one rank's rows; those of several ranks add up."""
     equal, groups = equal_groups(sampled)
     cut, rows = cut_completions(sampled)
+    failed, _ = failed_gradings(sampled)
     sums = Counter(
         {
             "rows": rows,
             "cut": cut,
+            "failed": failed,
             "kept": len(kept),
             "equal": equal,
             "groups": groups,
@@ -69,6 +72,7 @@ def round_metrics(sums: dict[str, float]) -> dict[str, float]:
         metrics["reward/mean"] = sums["reward"] / rows
         metrics["reward/correct"] = sums.get("outcome/correct", 0) / rows
         metrics["reward/ungradable"] = sums.get("outcome/ungradable", 0) / rows
+        metrics["reward/failed"] = sums["failed"] / rows
         metrics["round/tokens_per_completion"] = sums["tokens"] / rows
         metrics["round/truncated"] = sums["cut"] / rows
     return metrics

@@ -110,6 +110,8 @@ def completion_rows(sampled: Round, kept: Round) -> list[dict[str, Any]]:
             "outcome": verdict.outcome,
             "rewards": dict(verdict.rewards),
             "reward": verdict.reward,
+            "extracted": verdict.answer,
+            "failure": verdict.failure,
             "coefficients": {stream: values[i] for stream, values in coefficients.items()},
             "kept": id(completion) in left,
         }

@@ -1,4 +1,7 @@
-"""fulgurite grade pairs: grades the answers of a file against their golds, and counts where the verdicts are as expected."""
+"""fulgurite grade pairs: grades the answers of a file against their golds, and counts where the verdicts are as expected.
+
+fulgurite grade generations: see `regrade`.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,12 @@ COLUMNS = {"gold": (str, list), "answer": str, "expected": bool}
 
 
 def run(argv: list[str]) -> None:
-    """Prints the agreement and writes a verdict per row. Exit code 2: the command or the file cannot work."""
-    parser = argparse.ArgumentParser("fulgurite grade", description=__doc__)
-    pairs = parser.add_subparsers(required=True, metavar="pairs").add_parser(
+    """Exit code 2: the command or the file cannot work."""
+    parser = argparse.ArgumentParser("fulgurite grade", description="Grades answers in files.")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="pairs|generations")
+    pairs = kinds.add_parser(
         "pairs",
-        help="grade FILE.jsonl",
+        help="grade answers against golds, and count where the verdicts are as expected",
         description="Rows need gold (text, or a list of texts), answer and expected (true or false).",
     )
     pairs.add_argument("file", help="one JSON object a line")
@@ -26,7 +30,28 @@ def run(argv: list[str]) -> None:
     pairs.add_argument("--workers", type=int, default=2, help="processes that grade (default 2)")
     pairs.add_argument("--time-limit-s", type=float, default=5.0, help="seconds for one answer, then its worker is killed (5)")
     pairs.add_argument("--memory-limit-mib", type=int, default=1024, help="memory of a worker (1024)")
-    options = parser.parse_args(argv[1:])
+    generations = kinds.add_parser(
+        "generations",
+        help="judge saved completions again, with the tasks of a config",
+        description="FILE is predictions.jsonl or one of generations/ in a run folder. Further options are those of the run: "
+        "--config FILE, or --data.init_args.task.init_args.read any; without any, the run folder's config.yaml.",
+    )
+    generations.add_argument("file", help="rows that `predict` or evaluation.generations has written")
+    generations.add_argument("--out", help="where the rows with their new verdicts go; FILE.regraded.jsonl without it")
+    generations.add_argument("--k", type=int, nargs="*", default=[], help="avg@k, pass@k and maj@k to measure")
+    options, of_run = parser.parse_known_args(argv[1:])
+    if options.kind == "generations":
+        from .regrade import run as regrade
+
+        regrade(options, of_run)
+        return
+    if of_run:
+        parser.error(f"unrecognized arguments: {' '.join(of_run)}")
+    grade_pairs(options)
+
+
+def grade_pairs(options: argparse.Namespace) -> None:
+    """Prints the agreement and writes a verdict per row."""
     try:
         rows = read_pairs(options.file)
         with GraderPool(options.workers, options.time_limit_s, options.memory_limit_mib) as pool:

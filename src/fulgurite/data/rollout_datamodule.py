@@ -19,10 +19,12 @@ from ..engines.protocol import Engine
 from ..parallel import agree, sum_over_ranks
 from ..seeding import address
 from ..selection.zero_variance import live_rows
+from ..tasks.grading import Grader
 from ..tasks.protocol import Task
 from ..types import ConfigError, Minibatch, Round, SamplingSpec
 from .assemble import Samples, assemble
 from .prompts import PromptOrder
+from .rewards import Reward, add_rewards, check_rewards
 from .task_datamodule import Benchmark, TaskDataModule
 from .transforms import check_owners, find_transforms
 
@@ -35,6 +37,9 @@ class RolloutDataModule(TaskDataModule):
         prompts_per_step: prompts of one update, over all ranks.
         completions_per_prompt: group size.
         sampling: how completions are drawn; `n` and `seed` are set from the other arguments.
+        rewards: {name: Reward}, further rewards and the weights of all; those of the task that are not named have weight 1.
+            Benchmarks are judged by their task alone.
+        grader: the processes that further rewards run in.
         steps_per_round: updates that share one sampling of the policy, each on prompts of its own.
         inner_epochs: passes over the round.
         advantage: the base credit; null where a callback sets every stream.
@@ -55,6 +60,8 @@ class RolloutDataModule(TaskDataModule):
         prompts_per_step: int,
         completions_per_prompt: int,
         sampling: SamplingSpec = SamplingSpec(),  # noqa: B008 - frozen
+        rewards: dict[str, Reward] | None = None,
+        grader: Grader = Grader(),  # noqa: B008 - frozen
         steps_per_round: int = 1,
         inner_epochs: int = 1,
         advantage: Advantage | None = Advantage(),  # noqa: B008 - frozen
@@ -90,6 +97,8 @@ class RolloutDataModule(TaskDataModule):
                 f"fill_to is {fill_to} with zero_variance {zero_variance} and completions_per_prompt {completions_per_prompt}; "
                 "expected zero_variance: drop and a multiple of completions_per_prompt"
             )
+        self.rewards, self.grader = rewards or {}, grader
+        check_rewards(self.rewards, task.reward_names)
         self.prompts_per_step, self.completions_per_prompt = prompts_per_step, completions_per_prompt
         self.sampling, self.steps_per_round, self.inner_epochs = sampling, steps_per_round, inner_epochs
         self.temperature = sampling.scoring_temperature
@@ -166,6 +175,9 @@ class RolloutDataModule(TaskDataModule):
             prompts, steps = self._draw(epoch, attempt, missing)
             seed = address(self.seed, "train", epoch, attempt)
             completions, verdicts = self.sample(prompts, replace(self.sampling, n=self.completions_per_prompt, seed=seed))
+            with self.trainer.lightning_module.clock("judge"):
+                owners = [prompt for prompt in prompts for _ in range(self.completions_per_prompt)]
+                verdicts = add_rewards(list(zip(owners, completions, strict=True)), verdicts, self.rewards, self.grader)
             samples.prompts += prompts
             samples.steps += steps
             samples.completions += completions

@@ -234,7 +234,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
             )
         with clock("judge"):
             owners = [prompt for prompt in prompts for _ in range(spec.n)]
-            verdicts = [(task or self.task).judge(*pair) for pair in zip(owners, completions, strict=True)]
+            verdicts = (task or self.task).judge_all(list(zip(owners, completions, strict=True)))
         return completions, verdicts
 
     def val_dataloader(self) -> list[BenchmarkLoader]:

@@ -15,7 +15,7 @@ CHARACTERS_SHOWN = 300
 class Judge(Protocol):
     """A task, as far as it is needed here."""
 
-    def judge(self, prompt: Prompt, completion: Completion) -> Verdict: ...
+    def judge_all(self, pairs: Sequence[tuple[Prompt, Completion]]) -> list[Verdict]: ...
 
 
 def generation_rows(batch: EvaluationBatch, decode: Callable[[Sequence[int]], str]) -> list[Row]:
@@ -54,7 +54,9 @@ def rejudge(rows: Iterable[Row], task: Judge) -> list[Row]:
     Raises:
         ConfigError: a row lacks a key.
     """
-    return [{**row, **_judgement(task.judge(_prompt(row), _completion(row)))} for row in map(_whole, rows)]
+    whole = [*map(_whole, rows)]
+    verdicts = task.judge_all([(_prompt(row), _completion(row)) for row in whole])
+    return [{**row, **_judgement(verdict)} for row, verdict in zip(whole, verdicts, strict=True)]
 
 
 def measure_rows(rows: Iterable[Row], k: Sequence[int] = ()) -> dict[str, dict[str, float]]:
@@ -104,7 +106,7 @@ def one_line(text: str) -> str:
 
 
 def _judgement(verdict: Verdict) -> Row:
-    return {"extracted": verdict.answer, "outcome": verdict.outcome, "reward": verdict.reward}
+    return {"extracted": verdict.answer, "outcome": verdict.outcome, "reward": verdict.reward, "failure": verdict.failure}
 
 
 KEYS = frozenset(
@@ -130,4 +132,4 @@ def _completion(row: Mapping[str, Any]) -> Completion:
 
 
 def _verdict(row: Mapping[str, Any]) -> Verdict:
-    return Verdict(row["outcome"], {}, row["reward"], row["extracted"])
+    return Verdict(row["outcome"], {}, row["reward"], row["extracted"], row["failure"])

@@ -15,16 +15,15 @@ import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .worker import OUT_OF_MEMORY, START_LIMIT_S
+from .worker import LOAD, OUT_OF_MEMORY, START_LIMIT_S
 
 CALLS_AHEAD = 16
 LONGEST_REPLY = 2**24
 INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT")
-LOAD = -1
 
 
 class Returned(NamedTuple):
@@ -59,19 +58,19 @@ class GraderPool:
         self._workers = [self._start() for _ in range(workers)]
         self._close = weakref.finalize(self, _end, self._workers)
 
-    def map(self, function: str, calls: Iterable[Sequence]) -> list[Returned]:
+    def map(self, function: str, calls: Iterable[Sequence | Mapping]) -> list[Returned]:
         """One result per call, in the order of the calls.
 
         Args:
             function: `package.module:name`; arguments and value must be JSON.
-            calls: the arguments of each call.
+            calls: the arguments of each call, in order or by name.
 
         Raises:
             RuntimeError: the pool is closed, or workers cannot load the function.
         """
         if not self._close.alive:
             raise RuntimeError("the pool is closed; make a new GraderPool")
-        calls = [list(call) for call in calls]
+        calls = [dict(call) if isinstance(call, Mapping) else list(call) for call in calls]
         results: list[Returned | None] = [None] * len(calls)
         waiting = deque(range(len(calls)))
         self._function = function
@@ -170,15 +169,15 @@ class Worker:
 
     def load(self, function: str) -> None:
         self.function = function
-        self._send(LOAD, function)
+        self._send(LOAD, [function, [folder or os.getcwd() for folder in sys.path]])
 
-    def top_up(self, waiting: deque[int], calls: list[list]) -> None:
+    def top_up(self, waiting: deque[int], calls: list[list | dict]) -> None:
         """Hands over waiting calls, a few ahead so that the worker need not wait for this process."""
         while waiting and len(self.taken) < CALLS_AHEAD and LOAD not in self.taken and len(self.unsent) < 2**16:
             number = waiting.popleft()
             self._send(number, calls[number])
 
-    def _send(self, number: int, call: str | list) -> None:
+    def _send(self, number: int, call: list | dict) -> None:
         self.unsent += json.dumps([number, call]).encode() + b"\n"
         self.taken.append(number)
         if len(self.taken) == 1:

@@ -90,6 +90,7 @@ class KnightsKnaves(Task):
         self.generate, self.splits, self.opened = generate, splits, prompt_opens_think
         self.style = replace(style, template=style.template + "<think>") if self.opened and not style.chat else style
         self.rewards, self.long = REWARDS[rewards], chain_of_thought == "long"
+        self.reward_names = tuple(self.rewards["correct"])
 
     def prompts(self, split: str) -> list[Prompt]:
         if self.generate is not None:

@@ -7,6 +7,7 @@ then, `=` if and only if. The answer has one letter per person, so a guess at ra
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from ..types import Completion, Prompt, Verdict
 from .knights_logic import KNIGHT, LEAVES, Statement, fits
@@ -42,7 +43,8 @@ class KnightsKnavesLetters(Task):
         statements, said = json.loads(prompt.metadata["statements"]), completion.text
         if completion.finish_reason != "stop" or len(said) != len(statements) or set(said) - set("TL"):
             return binary_verdict("ungradable")
-        return binary_verdict("correct" if fits(statements, tuple(letter == "T" for letter in said)) else "wrong")
+        outcome = "correct" if fits(statements, tuple(letter == "T" for letter in said)) else "wrong"
+        return replace(binary_verdict(outcome), answer=said)
 
     def solution(self, prompt: Prompt) -> str:
         return prompt.answer

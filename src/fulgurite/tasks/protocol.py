@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from ..types import Completion, ConfigError, Prompt, Verdict
 
 
 class Task(ABC):
-    """Prompts with reference answers, and the judgement of completions."""
+    """Prompts with reference answers, and the judgement of completions.
+
+    Attributes:
+        reward_names: of the rewards in its verdicts.
+    """
+
+    reward_names: tuple[str, ...] = ("accuracy",)
 
     @abstractmethod
     def prompts(self, split: str) -> list[Prompt]:
@@ -21,6 +28,10 @@ class Task(ABC):
     @abstractmethod
     def judge(self, prompt: Prompt, completion: Completion) -> Verdict:
         """The verdict on one completion. The text is hostile: never evaluate it."""
+
+    def judge_all(self, pairs: Sequence[tuple[Prompt, Completion]]) -> list[Verdict]:
+        """The verdicts on many completions, in their order. What could hang on a text is called through a `Grader`."""
+        return [self.judge(*pair) for pair in pairs]
 
     def solution(self, prompt: Prompt) -> str:
         """A correct completion to learn from, without end-of-sequence token.

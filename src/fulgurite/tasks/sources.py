@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..types import ConfigError
 
@@ -31,6 +31,7 @@ class Source:
         split: of a folder or a data set of the hub.
         name: of the configuration of a data set of the hub, where it has several.
         filter: {column of the data set: values}; only rows with one of these values, for example `{level: [3, 4, 5]}`.
+        incomplete: rows in which a column that is read is null or empty: `drop` leaves them out.
         limit: take only this many rows.
     """
 
@@ -39,6 +40,7 @@ class Source:
     split: str | None = None
     name: str | None = None
     filter: dict[str, list[str | int | bool]] = field(default_factory=dict)
+    incomplete: Literal["error", "drop"] = "error"
     limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -72,6 +74,7 @@ class Source:
             {name: self._text(where, row, self.columns.get(name, name)) for name in wanted}
             for where, row in self._records()
             if all(self._text(where, row, column) in map(as_text, values) for column, values in self.filter.items())
+            and not (self.incomplete == "drop" and self._lacks(row, wanted))
         )
         try:
             return list(islice(chosen, self.limit))
@@ -88,6 +91,14 @@ class Source:
         read = {".jsonl": _json_lines, ".jsonl.gz": _json_lines, ".json": _json_list, ".parquet": _parquet}
         yield from read[kind](self.path) if kind else _data_set(self.path, self.name, self.split)
 
+    def _lacks(self, row: Any, wanted: tuple[str, ...]) -> bool:
+        """Whether one of the wanted columns is there and has nothing in it."""
+        try:
+            values = [_value(row, self.columns.get(name, name)) for name in wanted]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return False
+        return any(value is None or value != value or value == "" for value in values)
+
     def _text(self, where: str, row: Any, column: str) -> str:
         """The value of a column of the data set, as text."""
         if not isinstance(row, Mapping):
@@ -100,7 +111,7 @@ class Source:
                 f"{where}: no column {column!r}; it has {', '.join(sorted(row))}. Map it with `columns: {{{ours}: NAME}}`"
             ) from None
         if value is None or value != value:
-            raise ConfigError(f"{where}: {column} is null; expected text or a number. Correct or drop the row")
+            raise ConfigError(f"{where}: {column} is null; expected text or a number. Correct the row, or set incomplete: drop")
         try:
             return as_text(value)
         except (TypeError, ValueError):
