@@ -132,11 +132,11 @@ def test_padding_and_other_tokens_do_not_matter():
     wide = torch.cat([tokens, torch.full((3, 5), 7)], 1)
     padded = torch.where(torch.arange(12) < torch.tensor([9, 4, 12])[:, None], tokens, 11)
     wanted = model.score(tokens, keep).logprobs
-    torch.testing.assert_close(model.score(padded, keep).logprobs, wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.score(padded, keep).logprobs, wanted, rtol=1e-6, atol=1e-6)
     got = model.score(wide, torch.cat([keep, torch.zeros(3, 5, dtype=torch.bool)], 1)).logprobs
-    torch.testing.assert_close(got[:, :12], wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(got[:, :12], wanted, rtol=1e-6, atol=1e-6)
     assert not got[:, 12:].any() and not got[:, :12][~keep].any()
-    torch.testing.assert_close(model.score(tokens[1:2, :4], keep[1:2, :4]).logprobs, wanted[1:2, :4], rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.score(tokens[1:2, :4], keep[1:2, :4]).logprobs, wanted[1:2, :4], rtol=1e-6, atol=1e-6)
 
 
 def test_keep_may_be_empty_but_not_mark_a_first_token():
