@@ -151,6 +151,7 @@ def test_round_metrics_of_a_round_by_hand(tmp_path):
             "round/tokens_per_completion": 3.0,
             "round/truncated": 0.25,
             "round/mixed_groups": 0.5,
+            "round/informative_pair_frac": 0.5,
             "round/kept_rows": 2.0,
             "round/sampled_tokens": 12.0,
             "credit/policy_std": math.sqrt(0.5),

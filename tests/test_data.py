@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from fulgurite.callbacks.pruning import CompletionPruning  # noqa: E402
 from fulgurite.credit.group import Advantage
 from fulgurite.data.assemble import Samples, assemble
 from fulgurite.data.prompts import PromptOrder, encode
@@ -221,14 +222,33 @@ def test_sampled_tokens_count_every_completion_token():
 
 
 @pytest.mark.parametrize(
+    ("settings", "callbacks", "words"),
+    [
+        ({"fill_to": 9}, (), "fill_to is 9 with zero_variance keep, .* expected zero_variance: drop or a callback that prunes"),
+        ({"fill_to": 10, "zero_variance": "drop"}, (), "where 3 rows of a group of 3 are left; .* a multiple of 3"),
+        ({"fill_to": 9}, (CompletionPruning(0.3),), "where 2 rows of a group of 3 are left; .* a multiple of 2"),
+        (
+            {"fill_to": 9},
+            (CompletionPruning(threshold=1.0),),
+            "a callback leaves a number of rows that is not the same for every",
+        ),
+        ({"fill_to": 9}, (CompletionPruning(0.5, scope="global"),), "a callback leaves a number of rows that is not the same"),
+    ],
+)
+def test_rows_that_cannot_be_filled_are_refused_before_a_model_is_made(settings, callbacks, words):
+    module = tiny_grpo()
+    with pytest.raises(ConfigError, match=words):
+        tiny_trainer(callbacks=list(callbacks)).fit(module, datamodule=tiny_data(**settings))
+    assert not len(module.trained)
+
+
+@pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"prompts_per_step": 0}, "prompts_per_step is 0"),
         ({"completions_per_prompt": 1}, "group of one"),
         ({"steps_per_round": 0}, "steps_per_round is 0"),
         ({"inner_epochs": -1}, "inner_epochs is -1"),
-        ({"fill_to": 9}, "zero_variance: drop"),
-        ({"fill_to": 10, "zero_variance": "drop"}, "multiple of completions_per_prompt"),
         ({"sampling": SamplingSpec(n=5)}, "sampling.n is 5"),
         ({"sampling": SamplingSpec(seed=7)}, "sampling.seed is 7"),
     ],

@@ -68,6 +68,14 @@ def sum_over_ranks(trainer: L.Trainer, values: Tensor) -> Tensor:
     return trainer.strategy.reduce(values.to(trainer.strategy.root_device, torch.float64), reduce_op="sum")
 
 
+def gather_over_ranks(trainer: L.Trainer, value: Any) -> list:
+    """The `value` of every rank, rank by rank; tensors may differ in size."""
+    values = [value] * trainer.world_size
+    if trainer.world_size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def max_over_ranks(trainer: L.Trainer, value: int) -> int:
     """The largest `value` of any rank."""
     if trainer.world_size == 1:

@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from . import parallel  # noqa: F401 - registers the strategy fsdp2
 from .callbacks.checkpoint import checkpoints_in
 from .callbacks.defaults import TUNABLE, fixed_callbacks
+from .callbacks.pruning import CompletionPruning
 from .data.rollout_datamodule import RolloutDataModule
 from .data.supervised_datamodule import SupervisedDataModule
 from .data.task_datamodule import TaskDataModule
@@ -50,6 +51,7 @@ from .types import ConfigError
 SHORT_NAMES = (
     GRPO,
     SupervisedFineTuning,
+    CompletionPruning,
     RolloutDataModule,
     SupervisedDataModule,
     TransformersEngine,

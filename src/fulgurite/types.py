@@ -129,6 +129,7 @@ class Round:
         rewards: (N,) float32.
         coefficients: {stream: (N,) float32}, one stream per loss component.
         columns: {name: (N, L) float32}, scalars per token without gradient; entry t belongs to token t.
+        counted_only: (N,) bool, rows that denominators count and that nothing else reads; None: no such row.
         temperature: at which the completions were sampled and are scored.
     """
 
@@ -144,10 +145,15 @@ class Round:
     rewards: Tensor
     coefficients: Mapping[str, Tensor] = field(default_factory=dict)
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    counted_only: Tensor | None = None
     temperature: float = 1.0
 
     def __len__(self) -> int:
         return len(self.group_index)
+
+    def read_rows(self) -> Tensor:
+        """(N,) bool: the rows that are scored and trained on."""
+        return torch.ones(len(self), dtype=torch.bool) if self.counted_only is None else ~self.counted_only
 
     def take(self, rows: Tensor) -> Round:
         """The round with only `rows` (indices or a bool mask, (N,)), gathered; prompts stay, so group_index stays valid."""
@@ -169,7 +175,9 @@ class Round:
 
     def all_rows(self) -> Minibatch:
         """Every row, as the losses see them."""
-        return Minibatch(self.tokens, self.segments, self.coefficients, self.columns, temperature=self.temperature)
+        return Minibatch(
+            self.tokens, self.segments, self.coefficients, self.columns, self.counted_only, temperature=self.temperature
+        )
 
     def to_state(self) -> dict:
         """Tensors, lists, dicts, strings and numbers only, so that a checkpoint loads with `weights_only=True`."""
@@ -186,6 +194,10 @@ class Round:
     def with_coefficients(self, **streams: Tensor) -> Round:
         """The round with streams (N,) set; detached, float32."""
         return replace(self, coefficients={**self.coefficients, **{k: v.detach().float() for k, v in streams.items()}})
+
+    def with_counted_only(self, rows: Tensor) -> Round:
+        """The round in which `rows`, (N,) bool, and those that were so before, are only counted."""
+        return replace(self, counted_only=rows | ~self.read_rows())
 
     def with_columns(self, **columns: Tensor) -> Round:
         """The round with per-token columns (N, L) set; detached, float32."""
@@ -204,11 +216,18 @@ class Minibatch:
     segments: Tensor
     coefficients: Mapping[str, Tensor] = field(default_factory=dict)
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    counted_only: Tensor | None = None
     denominators: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def read_rows(self) -> Tensor:
+        """(N,) bool: the rows that are scored and trained on."""
+        if self.counted_only is None:
+            return torch.ones(len(self), dtype=torch.bool, device=self.tokens.device)
+        return ~self.counted_only
 
     def keep(self, *kinds: Segment) -> Tensor:
         """(N, L) bool: tokens of the given segments; without arguments every token of the completion."""
@@ -230,6 +249,7 @@ class Minibatch:
             segments=self.segments[rows, :width],
             coefficients={k: v[rows] for k, v in self.coefficients.items()},
             columns={k: v[rows, :width] for k, v in self.columns.items()},
+            counted_only=None if self.counted_only is None else self.counted_only[rows],
         )
 
     def to(self, device: torch.device | str) -> Minibatch:
@@ -239,6 +259,7 @@ class Minibatch:
             segments=self.segments.to(device),
             coefficients={k: v.to(device) for k, v in self.coefficients.items()},
             columns={k: v.to(device) for k, v in self.columns.items()},
+            counted_only=None if self.counted_only is None else self.counted_only.to(device),
         )
 
 

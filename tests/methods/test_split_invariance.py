@@ -25,7 +25,7 @@ from fulgurite.modules.grpo import GRPO
 from fulgurite.modules.optimizer import OptimizerSpec
 from fulgurite.modules.supervised import SupervisedFineTuning
 from fulgurite.types import Minibatch, Segment
-from tiny import TINY
+from tiny import TINY, EvenDigits, tiny_data, tiny_grpo
 
 STILL = OptimizerSpec(learning_rate=0.0, max_grad_norm=0.0)
 EOS = 1
@@ -182,3 +182,34 @@ def test_skipping_rows_without_credit_changes_no_bit(aggregation, monkeypatch):
     computed = gradient_of(grpo(aggregation, None, 1), ragged_rows())
     assert sum(forwards) == 5 + 7
     assert all(torch.equal(skipped[name], computed[name]) for name in computed)
+
+
+def test_rows_with_credit_zero_are_skipped_without_changing_a_bit_of_the_gradient(monkeypatch):
+    """Row by row, so that no other row's arithmetic depends on them: with and without their forward and backward passes."""
+    rows = {}
+    for skip in (True, False):
+        seen = []
+        original = CausalLM.score
+
+        def score(model, tokens, keep, *args, _seen=seen, _original=original, **kwargs):
+            _seen.append(len(tokens))
+            return _original(model, tokens, keep, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(CausalLM, "score", score)
+            if not skip:
+                patch.setattr(base, "rows_that_matter", lambda rows, components: torch.ones(len(rows), dtype=torch.bool))
+            data = tiny_data(task=SomeDead(digits=1), prompts_per_step=6)
+            rows[skip] = fit(tiny_grpo(tokens_per_microbatch=1), data), sum(seen)
+    (skipped, few), (computed, many) = rows[True], rows[False]
+    assert few < many
+    assert all(torch.equal(skipped.gradients[0][name], computed.gradients[0][name]) for name in computed.gradients[0])
+    assert skipped.updates[0]["loss"] == computed.updates[0]["loss"]
+
+
+class SomeDead(EvenDigits):
+    """Every second prompt is answered right by anything: its rows have credit 0."""
+
+    def judge(self, prompt, completion):
+        verdict = super().judge(prompt, completion)
+        return replace(verdict, reward=1.0) if sum(map(int, prompt.text[:3:2])) % 2 else verdict

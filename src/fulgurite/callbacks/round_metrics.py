@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ..guards.all_equal_groups import equal_groups
 from ..guards.failed_grading import failed_gradings
 from ..guards.truncation import cut_completions
+from ..selection.zero_variance import live_rows
 from ..types import Round
 from . import log_numbers, over_ranks
 
@@ -19,7 +21,8 @@ class RoundMetrics(Callback):
 
     `reward/mean`, `reward/<name>` for each named reward, `reward/correct`, `reward/ungradable` and `reward/failed` (shares;
     a reward of one of these names gives way), `round/tokens_per_completion`, `round/truncated` (share), `round/mixed_groups`
-    (share of groups of at least two rows whose rewards are not all equal), `round/kept_rows`, `round/sampled_tokens` (since
+    (share of groups of at least two rows whose rewards are not all equal), `round/informative_pair_frac` (where all groups are
+    pairs: share of those with credit), `round/kept_rows`, `round/sampled_tokens` (since
     the run's start), `credit/<stream>_std` (over rows, divided by their number). A mean over nothing is not logged.
     """
 
@@ -39,7 +42,7 @@ def round_sums(sampled: Round, kept: Round) -> Counter[str]:
             "rows": rows,
             "cut": cut,
             "failed": failed,
-            "kept": len(kept),
+            "kept": int(kept.read_rows().sum()),
             "equal": equal,
             "groups": groups,
             "tokens": sum(len(completion.token_ids) for completion in sampled.completions),
@@ -51,6 +54,9 @@ def round_sums(sampled: Round, kept: Round) -> Counter[str]:
         for name, value in verdict.rewards.items():
             sums[f"named/{name}"] += value
             sums[f"named_rows/{name}"] += 1
+    sizes = torch.bincount(sampled.group_index, minlength=len(sampled.prompts))
+    live = sampled.group_index[live_rows(sampled.coefficients, sampled.group_index)].unique()
+    sums["pairs"], sums["live_pairs"] = int((sizes == 2).sum()), int((sizes[live] == 2).sum())
     for stream, coefficients in sampled.coefficients.items():
         sums[f"credit/{stream}"] = float(coefficients.double().sum())
         sums[f"square/{stream}"] = float(coefficients.double().square().sum())
@@ -68,6 +74,8 @@ def round_metrics(sums: dict[str, float]) -> dict[str, float]:
             metrics[f"credit/{name}_std"] = math.sqrt(max(0.0, total / rows - (sums[f"credit/{name}"] / rows) ** 2))
     if sums["groups"]:
         metrics["round/mixed_groups"] = 1 - sums["equal"] / sums["groups"]
+        if sums["pairs"] == sums["groups"]:
+            metrics["round/informative_pair_frac"] = sums["live_pairs"] / sums["pairs"]
     if rows:
         metrics["reward/mean"] = sums["reward"] / rows
         metrics["reward/correct"] = sums.get("outcome/correct", 0) / rows

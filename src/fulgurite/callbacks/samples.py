@@ -93,7 +93,8 @@ def completion_rows(sampled: Round, kept: Round) -> list[dict[str, Any]]:
     Raises:
         ValueError: a kept completion was not sampled.
     """
-    left = {id(completion) for completion in kept.completions}
+    read = kept.read_rows().tolist()
+    left = {id(completion) for completion, is_read in zip(kept.completions, read, strict=True) if is_read}
     if strangers := left - {id(completion) for completion in sampled.completions}:
         raise ValueError(
             f"{len(strangers)} of {len(kept)} kept completions of round {sampled.number} are not among the sampled; "

@@ -26,7 +26,7 @@ from .assemble import Samples, assemble
 from .prompts import PromptOrder
 from .rewards import Reward, add_rewards, check_rewards
 from .task_datamodule import Benchmark, TaskDataModule
-from .transforms import check_owners, find_transforms
+from .transforms import RoundTransform, check_owners, find_transforms
 
 
 class RolloutDataModule(TaskDataModule):
@@ -44,8 +44,9 @@ class RolloutDataModule(TaskDataModule):
         inner_epochs: passes over the round.
         advantage: the base credit; null where a callback sets every stream.
         zero_variance: `keep` or `drop` the groups whose every coefficient is 0.
-        fill_to: rows wanted per update after dropping; missing groups are sampled again from further prompts.
-        max_fill_rounds: how often at most.
+        fill_to: rows wanted per update after dropping, also by a callback that prunes groups. As many prompts are sampled as
+            that takes, and missing groups again from further prompts.
+        max_fill_rounds: how often again at most.
         engine: writes the completions; by default the embedded one.
         train_split: of the task.
         benchmarks: {name: Benchmark}, evaluated at validation.
@@ -92,11 +93,6 @@ class RolloutDataModule(TaskDataModule):
             raise ConfigError(f"sampling.n is {sampling.n}; leave it out: completions_per_prompt is {completions_per_prompt}")
         if sampling.seed:
             raise ConfigError(f"sampling.seed is {sampling.seed}; leave it out: the run's seed addresses every draw")
-        if fill_to is not None and (zero_variance == "keep" or fill_to % completions_per_prompt):
-            raise ConfigError(
-                f"fill_to is {fill_to} with zero_variance {zero_variance} and completions_per_prompt {completions_per_prompt}; "
-                "expected zero_variance: drop and a multiple of completions_per_prompt"
-            )
         self.rewards, self.grader = rewards or {}, grader
         check_rewards(self.rewards, task.reward_names)
         self.prompts_per_step, self.completions_per_prompt = prompts_per_step, completions_per_prompt
@@ -134,9 +130,32 @@ class RolloutDataModule(TaskDataModule):
                 "set data.advantage, or add the callback that owns it"
             )
         self.credits = [t for t in self.transforms if t.stage != "select"]
-        self.selects = [t for t in self.transforms if t.stage == "select"]
+        selects = [t for t in self.transforms if t.stage == "select"]
+        self.group_selects = [t for t in selects if t.scope == "group" and not t.columns]
+        self.batch_selects = [t for t in selects if t not in self.group_selects]
+        self.groups_per_step = self._groups_to_fill(selects)
         if self.fill_to is not None and any(t.columns for t in self.credits):
             raise ConfigError("fill_to needs the credit while sampling, but a callback's credit reads columns scored later")
+
+    def _groups_to_fill(self, selects: list[RoundTransform]) -> int | None:
+        """Groups of an update that `fill_to` asks for, over all ranks; None where nothing is filled."""
+        if self.fill_to is None:
+            return None
+        rows: int | None = self.completions_per_prompt
+        for select in selects:
+            rows = rows and select.rows_left_of(rows)
+        if rows is None:
+            raise ConfigError(
+                f"fill_to is {self.fill_to}, and a callback leaves a number of rows that is not the same for every group; "
+                "expected one that prunes each group by a rate: leave fill_to out, and raise prompts_per_step instead"
+            )
+        if (self.zero_variance == "keep" and not selects) or self.fill_to % rows:
+            raise ConfigError(
+                f"fill_to is {self.fill_to} with zero_variance {self.zero_variance}, where {rows} rows of a group of "
+                f"{self.completions_per_prompt} are left; expected zero_variance: drop or a callback that prunes groups, and a "
+                f"multiple of {rows}"
+            )
+        return self.fill_to // rows
 
     def minibatches(self) -> Iterator[Minibatch]:
         held, start = self.hold_round()
@@ -165,7 +184,7 @@ class RolloutDataModule(TaskDataModule):
         )
         if any(t.columns for t in self.credits):
             sampled = self._apply(self.credits, sampled)
-        kept = self._apply(self.selects, self._select(sampled))
+        kept = self._apply(self.batch_selects, self._select(sampled))
         return sampled, module.add_columns(kept, module.loss_columns(self.updates_per_round))
 
     def _sample_round(self, epoch: int) -> Round:
@@ -197,23 +216,21 @@ class RolloutDataModule(TaskDataModule):
     def _draw(self, epoch: int, attempt: int, missing: int | None) -> tuple[list, list[int]]:
         """This rank's prompts and the update each belongs to: a whole round, or the missing groups of one."""
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        prompts, per_round = self.training_prompts, self.prompts_per_step * self.steps_per_round
+        prompts, per_step = self.training_prompts, max(self.prompts_per_step, self.groups_per_step or 0)
         order = PromptOrder(len(prompts), self.seed, "order", attempt)
         if missing is None:
-            places = [s * self.prompts_per_step + i for s in range(self.steps_per_round)
-                      for i in range(rank, self.prompts_per_step, world)]  # fmt: skip
+            places = [s * per_step + i for s in range(self.steps_per_round) for i in range(rank, per_step, world)]
         else:
             places = [rank + j * world for j in range(missing)]
-        drawn = [order[epoch * per_round + place] for place in places]
-        steps = [place // self.prompts_per_step % self.steps_per_round for place in places]
+        drawn = [order[epoch * per_step * self.steps_per_round + place] for place in places]
+        steps = [place // per_step % self.steps_per_round for place in places]
         return [replace(prompts[index], draw=turn) for index, turn in drawn], steps
 
     def _groups_wanted(self) -> int | None:
         """Groups that this rank wants in a round after dropping; null where nothing is refilled."""
-        if self.fill_to is None:
+        if self.groups_per_step is None:
             return None
-        groups = self.fill_to // self.completions_per_prompt
-        return self.steps_per_round * len(range(self.trainer.global_rank, groups, self.trainer.world_size))
+        return self.steps_per_round * len(range(self.trainer.global_rank, self.groups_per_step, self.trainer.world_size))
 
     def _credit(self, held: Round) -> Round:
         if self.advantage:
@@ -229,9 +246,11 @@ class RolloutDataModule(TaskDataModule):
         return held
 
     def _select(self, held: Round) -> Round:
-        """The round without dead groups; when refilled, exactly the wanted groups, spread evenly over the updates."""
+        """The round without dead groups, each group pruned; when refilled, exactly the wanted groups, spread evenly over the
+        updates."""
         if self.zero_variance == "drop":
             held = held.take(live_rows(held.coefficients, held.group_index))
+        held = self._apply(self.group_selects, held)
         wanted = self._groups_wanted()
         if wanted is None or not len(held):
             return held

@@ -18,11 +18,17 @@ class RoundTransform(ABC):
         stage: `advantage` sets coefficient streams, `reweight` scales them, `select` drops rows.
         streams: the streams it sets; a stream has one owner.
         columns: the per-token columns it reads; computed just before it, on the rows still there.
+        scope: of a `select`: `group` if it looks at each group alone, and so can run while a round is filled; else `batch`.
     """
 
     stage: Literal["advantage", "reweight", "select"]
     streams: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    scope: Literal["group", "batch"] = "batch"
+
+    def rows_left_of(self, group_size: int) -> int | None:
+        """Of a `select` of scope `group`: how many rows it leaves of every group of this size; None where that varies."""
+        return None
 
     @abstractmethod
     def transform(self, held: Round) -> Round:

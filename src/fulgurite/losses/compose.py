@@ -45,9 +45,10 @@ class Component:
 def rows_that_matter(rows: Minibatch, components: Mapping[str, Component]) -> Tensor:
     """(N,) bool: rows that some component reads with a coefficient other than exactly 0; the rest need no forward pass."""
     streams = [component.stream for component in components.values()]
+    read = rows.read_rows()
     if None in streams:
-        return torch.ones(len(rows), dtype=torch.bool, device=rows.tokens.device)
-    return torch.stack([rows.coefficients[stream] != 0 for stream in streams]).any(0)
+        return read
+    return read & torch.stack([rows.coefficients[stream] != 0 for stream in streams]).any(0)
 
 
 def compose(sums: Mapping[str, Tensor], components: Mapping[str, Component], denominators: Mapping[str, float]) -> Tensor:

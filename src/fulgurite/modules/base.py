@@ -11,14 +11,13 @@ from functools import cached_property
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from ..losses.compose import Component, compose, rows_that_matter
 from ..metrics.benchmark import BenchmarkMetric
 from ..models.causal_lm import CausalLM, TinyModel, load_tokenizer
-from ..parallel import max_over_ranks, sum_over_ranks
+from ..parallel import gather_over_ranks, max_over_ranks, sum_over_ranks
 from ..seeding import address
 from ..timing import PhaseClock
 from ..types import ConfigError, EvaluationBatch, Minibatch, Round
@@ -116,7 +115,8 @@ class RoundModule(L.LightningModule, ABC):
     def configure_optimizers(self):
         decaying = any(spec.schedule != "constant" for spec in self.optimizer_specs.values())
         total = self.trainer.estimated_stepping_batches if decaying else 0
-        optimizer, schedule = build_optimizer(self.trained, self.optimizer_specs, total)
+        prompts = getattr(self.trainer.datamodule, "prompts_per_step", 1)
+        optimizer, schedule = build_optimizer(self.trained, self.optimizer_specs, total, prompts)
         return [optimizer], [schedule]
 
     def on_train_start(self) -> None:
@@ -135,15 +135,16 @@ class RoundModule(L.LightningModule, ABC):
         return held
 
     def _column_of_round(self, name: str, held: Round) -> Tensor:
-        rows = held.all_rows()
-        values = torch.zeros(rows.tokens.shape)
+        values = torch.zeros(held.tokens.shape)
+        read = held.read_rows().nonzero().flatten()
+        rows = held.all_rows().take(read)
         modes = {model: model.training for model in self.trained.values()}
         self.trained.eval()
         with self.clock("score"), torch.no_grad(), self.trainer.precision_plugin.forward_context():
             for indices, part in self._microbatches(rows):
                 column = self.column(name, part).float().cpu()
                 if indices is not None:
-                    values[indices, : column.shape[1]] = column
+                    values[read[indices], : column.shape[1]] = column
         for model in (*self.trained.values(), *self.frozen.values()):
             if model.is_sharded:
                 model.reshard()
@@ -226,9 +227,7 @@ class RoundModule(L.LightningModule, ABC):
 
     def _gather(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Values (n,) by name, those of all ranks one after the other; n may differ between ranks, the names may not."""
-        everyone = [values] * self.trainer.world_size
-        if len(everyone) > 1:
-            dist.all_gather_object(everyone, values)
+        everyone = gather_over_ranks(self.trainer, values)
         return {name: torch.cat([of_rank[name] for of_rank in everyone]) for name in values}
 
     def _gradient_sync(self, last: bool):

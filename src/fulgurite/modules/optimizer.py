@@ -23,6 +23,8 @@ class OptimizerSpec:
         schedule: what follows the warm-up: `constant`, or a fall to 0 at the last update, `linear` or `cosine`.
         warmup_updates: updates over which the rate rises linearly.
         max_grad_norm: the model's gradient is scaled down to this 2-norm; 0 switches it off.
+        for_prompts_per_step: the `prompts_per_step` that the rate is for; with more or fewer prompts it grows or falls in
+            proportion (2-GRPO, arXiv 2510.00977, appendix C.1). None takes the rate as it is.
     """
 
     learning_rate: float = 1e-6
@@ -31,6 +33,7 @@ class OptimizerSpec:
     schedule: Schedule = "constant"
     warmup_updates: int = 0
     max_grad_norm: float = 1.0
+    for_prompts_per_step: int | None = None
 
     def __post_init__(self) -> None:
         if self.weight_decay < 0 or not all(0 <= beta < 1 for beta in self.betas):
@@ -38,22 +41,30 @@ class OptimizerSpec:
                 f"optimizer has betas {list(self.betas)} and weight_decay {self.weight_decay}; "
                 "expected betas from 0 to below 1 and a weight_decay of 0 or more"
             )
+        if self.for_prompts_per_step is not None and self.for_prompts_per_step < 1:
+            raise ConfigError(f"optimizer.for_prompts_per_step is {self.for_prompts_per_step}; expected at least 1, or null")
         if self.learning_rate < 0 or self.max_grad_norm < 0 or self.warmup_updates < 0:
             raise ConfigError(
                 f"optimizer has learning_rate {self.learning_rate}, max_grad_norm {self.max_grad_norm}, "
                 f"warmup_updates {self.warmup_updates}; expected none below 0"
             )
 
+    def peak_rate(self, prompts_per_step: int) -> float:
+        """The peak rate of a run with this many prompts per step."""
+        if self.for_prompts_per_step is None:
+            return self.learning_rate
+        return self.learning_rate * prompts_per_step / self.for_prompts_per_step
+
 
 def build_optimizer(
-    models: Mapping[str, nn.Module], specs: Mapping[str, OptimizerSpec], total_updates: float
+    models: Mapping[str, nn.Module], specs: Mapping[str, OptimizerSpec], total_updates: float, prompts_per_step: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW over all models and its schedule; the state is ready for every parameter, for FSDP2 cannot resume half of one."""
     groups = [
         {
             "name": name,
             "params": [p for p in model.parameters() if p.requires_grad],
-            "lr": specs[name].learning_rate,
+            "lr": specs[name].peak_rate(prompts_per_step),
             "betas": specs[name].betas,
             "weight_decay": specs[name].weight_decay,
         }
