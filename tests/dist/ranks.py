@@ -18,6 +18,7 @@ import torch  # noqa: E402
 from tabular import Recorder  # noqa: E402
 
 from forking import run_forked  # noqa: E402
+from fulgurite.callbacks.pruning import CompletionPruning  # noqa: E402
 from fulgurite.data.supervised_datamodule import SupervisedDataModule  # noqa: E402
 from fulgurite.models.causal_lm import CausalLM, TinyModel  # noqa: E402
 from fulgurite.modules.base import COUNTERS  # noqa: E402
@@ -65,6 +66,12 @@ def reference():
 CASES = {
     "grpo": lambda: (grpo(aggregation="token_mean"), rounds(), UPDATES),
     "kl": lambda: (grpo(kl_beta=0.3, reference=reference(), eps_low=0.05), rounds(steps_per_round=UPDATES), 1),
+    "pruned": lambda: (
+        grpo(kl_beta=0.3, reference=reference(), aggregation="token_mean"),
+        rounds(),
+        UPDATES,
+        CompletionPruning(0.5, scope="global", divisor="group"),
+    ),
     "exact kl": lambda: (grpo(kl_beta=0.3, reference=reference(), kl_estimator="exact"), rounds(), UPDATES),
     "supervised": lambda: (
         SupervisedFineTuning(TINY, OPTIMIZER, tokens_per_microbatch=150),
@@ -87,10 +94,10 @@ class RankRecorder(Recorder):
 
 def work(case: str, ranks: int, strategy: str) -> None:
     CausalLM.load = partial(CausalLM.load, dtype=torch.float64)
-    module, data, epochs = CASES[case]()
+    module, data, epochs, *callbacks = CASES[case]()
     recorder = RankRecorder()
     tiny_trainer(
-        max_epochs=epochs, devices=ranks, strategy=strategy, enable_checkpointing=False, callbacks=[recorder]
+        max_epochs=epochs, devices=ranks, strategy=strategy, enable_checkpointing=False, callbacks=[*callbacks, recorder]
     ).fit(module, datamodule=data)  # fmt: skip
     counters = {name: int(getattr(module, name)) for name in COUNTERS}
     record = {name: getattr(recorder, name) for name in ("gradients", "weights", "updates", "rows")}

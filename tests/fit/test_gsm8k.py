@@ -107,6 +107,9 @@ def test_a_look_before_training_shows_prompt_completion_answer_and_verdict(run):
     numbers = {tuple(line.split()[:2]): line.split()[2:] for line in printed.splitlines()}
     assert numbers["gsm8k", "accuracy"] == ["0.0000", "0.1250"] and numbers["gsm8k", "pass@8"] == ["0.0000", "0.5000"]
     assert numbers["gsm8k", "maj@8"] == ["0.0000", "0.5000"]  # two of three votes
+    lenient = fulgurite("grade", "generations", str(edited), "--data.init_args.task.init_args.read", "any")
+    row = next(line.split()[2:] for line in lenient.splitlines() if line.split()[:2] == ["gsm8k", "ungradable"])
+    assert float(row[0]) > float(row[1])  # more can be read
 
 
 def test_every_overlay_of_configs_eval_is_measured(run, tmp_path):

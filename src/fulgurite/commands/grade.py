@@ -34,7 +34,7 @@ def run(argv: list[str]) -> None:
         "generations",
         help="judge saved completions again, with the tasks of a config",
         description="FILE is predictions.jsonl or one of generations/ in a run folder. Further options are those of the run: "
-        "--config FILE, or --data.init_args.task.init_args.read any; without any, the run folder's config.yaml.",
+        "--config FILE in place of the run folder's config.yaml, or --data.init_args.task.init_args.read any.",
     )
     generations.add_argument("file", help="rows that `predict` or evaluation.generations has written")
     generations.add_argument("--out", help="where the rows with their new verdicts go; FILE.regraded.jsonl without it")

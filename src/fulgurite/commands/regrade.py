@@ -17,13 +17,15 @@ def run(options: argparse.Namespace, of_run: list[str]) -> None:
     """Prints the numbers before and after, and writes the rows with their new verdicts. Exit code 2: it cannot work.
 
     Args:
-        of_run: `--config` and further options of the run; without any, the config.yaml in the file's run folder.
+        of_run: options of the run; without a `--config` among them that of the file's run folder comes first.
     """
     with short_errors():
         file = Path(options.file)
         if not file.is_file():
             raise ConfigError(f"no file at {file}; expected one that `predict` or evaluation.generations has written")
-        data, rows = data_of(of_run or ["--config", str(config_of(file))]), read_rows(file)
+        named = any(word.split("=")[0] in ("--config", "-c") for word in of_run)
+        config = [] if named else ["--config", str(config_of(file))]
+        data, rows = data_of([*config, *of_run]), read_rows(file)
         again = [row for name, of_benchmark in by_benchmark(rows).items() for row in rejudged(data, name, of_benchmark)]
         before, after = measure_rows(rows, options.k), measure_rows(again, options.k)
         out = Path(options.out or f"{file.with_suffix('')}.regraded.jsonl")
