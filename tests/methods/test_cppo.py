@@ -16,7 +16,7 @@ from fulgurite.credit.group import group_advantages
 from fulgurite.models.causal_lm import CausalLM
 from fulgurite.modules.optimizer import OptimizerSpec
 from fulgurite.selection.prune import kept_count, prune
-from fulgurite.types import ConfigError
+from fulgurite.types import ConfigError, Round
 from golden_vectors import document
 from records import make_round
 from tiny import EvenDigits, tiny_data, tiny_grpo
@@ -270,3 +270,12 @@ def test_what_cannot_work_is_refused(settings, words):
 def test_one_of_ten_stays_at_nine_tenths():
     assert [kept_count(10, 0.9), kept_count(16, 0.9375), kept_count(2, 0.9), kept_count(0, 0.5)] == [1, 1, 1, 0]
     assert [kept_count(20, 0.9), kept_count(100, 0.9)] == [2, 10]
+
+
+def test_a_round_with_rows_that_are_only_counted_is_saved_as_data(tmp_path):
+    held = CompletionPruning(0.5, divisor="group").transform(credited([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.5]]))
+    torch.save(held.to_state(), tmp_path / "round.pt")
+    again = Round.from_state(torch.load(tmp_path / "round.pt", weights_only=True))
+    assert torch.equal(again.counted_only, held.counted_only) and int(again.read_rows().sum()) == 4
+    part = again.take(again.group_index == 1).minibatch(0)
+    assert len(part) == 4 and part.read_rows().tolist() == held.read_rows()[4:].tolist()
