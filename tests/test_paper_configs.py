@@ -51,8 +51,10 @@ VALUES = {
         "data.steps_per_round": 8, "data.sampling.max_new_tokens": 3000, "data.sampling.temperature": 1.0,
         "data.max_prompt_tokens": 1024,
     },
-    "cppo_gsm8k": CPPO | {"model.policy": "Qwen/Qwen2.5-1.5B-Instruct", "rate": 0.875},
-    "cppo_math": CPPO | {"model.policy": "Qwen/Qwen2.5-7B-Instruct", "rate": 0.75},
+    "cppo_gsm8k": CPPO
+    | {"model.policy": "Qwen/Qwen2.5-1.5B-Instruct", "rate": 0.875, "model.optimizer.warmup_updates": round(0.1 * 2 * 116)},
+    "cppo_math": CPPO
+    | {"model.policy": "Qwen/Qwen2.5-7B-Instruct", "rate": 0.75, "model.optimizer.warmup_updates": round(0.1 * 2 * 234)},
 }  # fmt: skip
 
 
