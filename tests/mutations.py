@@ -206,8 +206,8 @@ BREAKS = (
     Break(
         "weights of rewards ignored",
         "data/rewards.py",
-        "sum(weights.get(name, 1.0) * value for",
-        "sum(value for",
+        "change * values.get(name, 0.0)",
+        "values.get(name, 0.0)",
         "tests/test_rewards.py::test_the_reward_is_the_weighted_sum_of_the_tasks_own_and_the_further_ones",
     ),
     Break(

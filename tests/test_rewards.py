@@ -52,6 +52,13 @@ def test_the_reward_is_the_weighted_sum_of_the_tasks_own_and_the_further_ones():
     assert (own_only.rewards["digits"], own_only.reward) == (3.0, 1.0)
 
 
+def test_the_sum_that_a_task_makes_of_its_own_rewards_is_its_own_affair():
+    halved = Verdict("correct", {"format": 1.0, "accuracy": 1.0}, 1.25)  # the task counts its format a quarter
+    assert judged({}, "1", verdict=halved) == [halved]
+    assert judged({"digits": Reward(0.5, "reward_functions.digits")}, "12", verdict=halved)[0].reward == 2.25
+    assert judged({"accuracy": Reward(3.0)}, "1", verdict=halved)[0].reward == 3.25
+
+
 def test_a_function_gets_the_facts_it_names_and_the_arguments_of_the_config():
     path = "reward_functions.everything"
     assert judged({"all": Reward(1, path, {"factor": 4})}, "say 7")[0].rewards["all"] == 4.25

@@ -99,7 +99,7 @@ def check_rewards(rewards: Mapping[str, Reward], own: Sequence[str]) -> None:
 def add_rewards(
     pairs: Sequence[tuple[Prompt, Completion]], verdicts: Sequence[Verdict], rewards: Mapping[str, Reward], grader: Grader
 ) -> list[Verdict]:
-    """The verdicts with the further rewards, and with the weighted sum.
+    """The verdicts with the further rewards, and with the weighted sum: what the task itself gave, changed by what is named.
 
     A completion on which a function fails is ungradable; it gets the lowest value of that reward in this call, and at most
     0, so that breaking a penalty is never worth while.
@@ -117,13 +117,13 @@ def add_rewards(
         for i, one in enumerate(returned):
             named[i][name] = lowest if one.failure else one.value
             failures[i] = failures[i] or (one.failure and f"{name}: {one.failure}")
-    weights = {name: reward.weight for name, reward in rewards.items()}
+    changes = {name: reward.weight - (reward.function is None) for name, reward in rewards.items()}
     return [
         replace(
             verdict,
             outcome="ungradable" if failure else verdict.outcome,
             rewards=values,
-            reward=sum(weights.get(name, 1.0) * value for name, value in values.items()),
+            reward=verdict.reward + sum(change * values.get(name, 0.0) for name, change in changes.items()),
             failure=failure,
         )
         for verdict, values, failure in zip(verdicts, named, failures, strict=True)
