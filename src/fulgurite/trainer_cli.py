@@ -26,6 +26,7 @@ from . import parallel  # noqa: F401 - registers the strategy fsdp2
 from .callbacks.checkpoint import checkpoints_in
 from .callbacks.defaults import TUNABLE, fixed_callbacks
 from .callbacks.pruning import CompletionPruning
+from .callbacks.tsallis import TsallisReweighting
 from .data.rollout_datamodule import RolloutDataModule
 from .data.supervised_datamodule import SupervisedDataModule
 from .data.task_datamodule import TaskDataModule
@@ -37,6 +38,7 @@ from .guards import GuardError
 from .models.causal_lm import TinyModel
 from .modules.base import RoundModule
 from .modules.grpo import GRPO
+from .modules.latent_reasoning import LatentReasoning
 from .modules.supervised import SupervisedFineTuning
 from .run_record import unused, write_environment
 from .tasks.addition import Addition
@@ -50,8 +52,10 @@ from .types import ConfigError
 # Classes that a config may name without their module; importing them here is what makes that work.
 SHORT_NAMES = (
     GRPO,
+    LatentReasoning,
     SupervisedFineTuning,
     CompletionPruning,
+    TsallisReweighting,
     RolloutDataModule,
     SupervisedDataModule,
     TransformersEngine,

@@ -19,9 +19,12 @@ from tabular import Recorder  # noqa: E402
 
 from forking import run_forked  # noqa: E402
 from fulgurite.callbacks.pruning import CompletionPruning  # noqa: E402
+from fulgurite.callbacks.tsallis import TsallisReweighting  # noqa: E402
+from fulgurite.data.gold import GoldAnswer  # noqa: E402
 from fulgurite.data.supervised_datamodule import SupervisedDataModule  # noqa: E402
 from fulgurite.models.causal_lm import CausalLM, TinyModel  # noqa: E402
 from fulgurite.modules.base import COUNTERS  # noqa: E402
+from fulgurite.modules.latent_reasoning import LatentReasoning  # noqa: E402
 from fulgurite.modules.supervised import SupervisedFineTuning  # noqa: E402
 from fulgurite.types import Prompt, SamplingSpec, Verdict  # noqa: E402
 from tiny import TINY, EvenDigits, OptimizerSpec, tiny_data, tiny_grpo, tiny_trainer  # noqa: E402
@@ -45,6 +48,9 @@ class Ragged(EvenDigits):
         if os.environ.get("T_FAILS") and os.environ["LOCAL_RANK"] == "1":
             raise RuntimeError("no verdicts today")
         return super().judge(prompt, completion) if prompt.answer == "even" else Verdict("correct", {"even": 1.0}, 1.0)
+
+    def gold(self, prompt):
+        return "8" * (1 + len(prompt.text) % 4)
 
     def solution(self, prompt):
         return prompt.text[:7] + "#" + "8" * (1 + len(prompt.text) % 4)
@@ -71,6 +77,18 @@ CASES = {
         rounds(),
         UPDATES,
         CompletionPruning(0.5, scope="global", divisor="group"),
+    ),
+    "garl": lambda: (
+        LatentReasoning(TINY, OPTIMIZER, tokens_per_microbatch=150),
+        rounds(advantage=None, gold=GoldAnswer("#")),
+        UPDATES,
+        TsallisReweighting(),
+    ),
+    "paft": lambda: (
+        LatentReasoning(TINY, OPTIMIZER, tokens_per_microbatch=150),
+        rounds(advantage=None, gold=GoldAnswer("#")),
+        UPDATES,
+        TsallisReweighting("paft"),
     ),
     "exact kl": lambda: (grpo(kl_beta=0.3, reference=reference(), kl_estimator="exact"), rounds(), UPDATES),
     "supervised": lambda: (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-CASES = ("grpo", "kl", "pruned", "exact kl", "supervised")
+CASES = ("grpo", "kl", "pruned", "garl", "paft", "exact kl", "supervised")
 both_ways = pytest.mark.parametrize("way", ["fsdp2", "ddp"])
 every_case = pytest.mark.parametrize("case", CASES)
 

@@ -20,9 +20,12 @@ from forking import run_forked  # noqa: E402
 from fulgurite.callbacks import checkpoint as checkpoint_module  # noqa: E402
 from fulgurite.callbacks.checkpoint import RoundCheckpoint, checkpoints_in  # noqa: E402
 from fulgurite.callbacks.samples import SampleLogger  # noqa: E402
+from fulgurite.callbacks.tsallis import TsallisReweighting  # noqa: E402
+from fulgurite.data.gold import GoldAnswer  # noqa: E402
 from fulgurite.data.rollout_datamodule import RolloutDataModule  # noqa: E402
 from fulgurite.data.task_datamodule import BenchmarkLoader  # noqa: E402
 from fulgurite.modules.grpo import GRPO  # noqa: E402
+from fulgurite.modules.latent_reasoning import LatentReasoning  # noqa: E402
 from fulgurite.parallel import FSDP2Strategy  # noqa: E402
 from tiny import EvenDigits, OptimizerSpec, tiny_benchmarks, tiny_data, tiny_grpo, tiny_trainer  # noqa: E402
 
@@ -104,7 +107,9 @@ class LoudData(RolloutDataModule):
         return rounds
 
 
-class LoudGRPO(GRPO):
+class Loud:
+    """Mixed into a module."""
+
     def configure_optimizers(self):
         if setting("ESTIMATE"):
             write("estimate", str(self.trainer.estimated_stepping_batches))
@@ -129,6 +134,14 @@ class LoudGRPO(GRPO):
     def on_train_epoch_end(self):
         super().on_train_epoch_end()
         event("module.on_train_epoch_end", self.trainer.current_epoch)
+
+
+class LoudGRPO(Loud, GRPO):
+    pass
+
+
+class LoudLatentReasoning(Loud, LatentReasoning):
+    pass
 
 
 class Ledger(Callback):
@@ -203,11 +216,16 @@ def fit() -> None:
     rounds = int(setting("ROUNDS", str(ROUNDS)))
     trainer = tiny_trainer(max_epochs=rounds, strategy=strategy, devices=2 if sharded else 1,
                            default_root_dir=".", callbacks=[saver, SampleLogger(every_n_rounds=0), Ledger()])  # fmt: skip
+    estimator, latent = setting("ESTIMATOR"), {}
+    if estimator:
+        trainer.callbacks.append(TsallisReweighting(estimator))
+        latent = {"gold": GoldAnswer("#"), "advantage": None}
     base = tiny_data(task=EvenDigits(digits=1))
     data = LoudData(task=base.task, prompts_per_step=3, completions_per_prompt=2, sampling=base.sampling,
-                    steps_per_round=steps, inner_epochs=epochs, benchmarks=tiny_benchmarks())  # fmt: skip
-    module = LoudGRPO(policy=tiny_grpo().sources["policy"], tokens_per_microbatch=32,
-                      optimizer=OptimizerSpec(learning_rate=1e-2, schedule="linear"))  # fmt: skip
+                    steps_per_round=steps, inner_epochs=epochs, benchmarks=tiny_benchmarks(), **latent)  # fmt: skip
+    kind = LoudLatentReasoning if estimator else LoudGRPO
+    module = kind(policy=tiny_grpo().sources["policy"], tokens_per_microbatch=32,
+                  optimizer=OptimizerSpec(learning_rate=1e-2, schedule="linear"))  # fmt: skip
     found = checkpoints_in(".")
     trainer.fit(module, datamodule=data, ckpt_path=str(found[-1]) if found else None, weights_only=True if found else None)
 
@@ -279,6 +297,7 @@ CASES: dict[str, tuple[dict, list[str]]] = {
         dict(SHAPE="1x1", EVERY=0, EARLY=1),
         ["saved:0.0", "saved:1.0", "stepped:1", "sampling:1", "validation_step:hard:0", "on_train_epoch_end:1"],
     ),
+    "1x1 PAFT": (dict(SHAPE="1x1", EVERY=0, EARLY=1, ESTIMATOR="paft"), ["saved:1.0", "stepped:1", "sampling:1"]),
     "4x1 save after sampling": (
         dict(SHAPE="4x1", EVERY=0, EARLY=1),
         ["saved:1.0", "stepped:4", "stepped:6", "sampling:1", "on_validation_end:1"],

@@ -16,6 +16,7 @@ CASES = [
     "2x2 save every third update",
     "4x1 save at round ends only",
     "1x1 save after sampling",
+    "1x1 PAFT",
     "4x1 save after sampling",
     "2x1 three empty rounds",
     "4x1 estimate",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ..guards.all_equal_groups import check_all_equal_groups, equal_groups
+from ..guards.all_equal_groups import check_all_equal_groups, equal_groups_without_credit
 from ..guards.empty_minibatch import check_empty_round
 from ..guards.engine_gap import PATIENCE_UPDATES, check_engine_gap, max_gap_of
 from ..guards.failed_grading import check_failed_grading, failed_gradings
@@ -23,7 +23,7 @@ class Guards(Callback):
 
     Args:
         max_truncated: largest share of a round's completions cut by max_new_tokens; 1 switches it off.
-        max_all_equal: a round is bad if at least this share of its groups have equal rewards; above 1 switches it off.
+        max_all_equal: a round is bad if at least this share of its groups have equal rewards and no credit; above 1 switches it off.
         max_failed: largest share of a round's completions on which the grader or a reward may fail; 1 switches it off.
         patience_rounds: bad rounds in a row, of any of the three, before the run stops.
         max_skipped_updates: updates in a row that may not be finite before the run stops; 0 only warns.
@@ -80,7 +80,7 @@ class Guards(Callback):
         self._watched: list[WatchedSlice] = []
 
     def on_round(self, trainer: Trainer, module: LightningModule, sampled: Round, kept: Round) -> None:
-        counts = torch.tensor([*cut_completions(sampled), *equal_groups(sampled), failed_gradings(sampled)[0]])
+        counts = torch.tensor([*cut_completions(sampled), *equal_groups_without_credit(sampled), failed_gradings(sampled)[0]])
         cut, completions, equal, groups, failed = map(int, sum_over_ranks(trainer, counts).tolist())
         streaks, patience = self.streaks, self.patience_rounds
         streaks["truncation"] = check_truncation(cut, completions, self.max_truncated, streaks["truncation"], patience)

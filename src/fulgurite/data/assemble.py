@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..types import Completion, Prompt, Round, Segment, Verdict
+from .gold import Ending, as_sampled
 
 
 @dataclass
@@ -21,11 +22,18 @@ class Samples:
     verdicts: list[Verdict] = field(default_factory=list)
 
 
-def assemble(samples: Samples, number: int, weight_version: int, temperature: float) -> Round:
-    """A round whose rows are prompt and completion, right-padded; the engine's log-probabilities become the column `engine`."""
+def assemble(
+    samples: Samples,
+    number: int,
+    weight_version: int,
+    temperature: float,
+    ending: Callable[[Prompt, Completion], Ending] = as_sampled,
+) -> Round:
+    """A round whose rows are prompt, completion and what `ending` puts after it, right-padded; the engine's log-probabilities
+    become the column `engine`."""
     size = len(samples.completions) // max(1, len(samples.prompts))
     owners = [prompt for prompt in samples.prompts for _ in range(size)]
-    rows = list(zip(owners, samples.completions, strict=True))
+    rows = [(p, c, ending(p, c)) for p, c in zip(owners, samples.completions, strict=True)]
     return Round(
         number=number,
         weight_version=weight_version,
@@ -34,15 +42,30 @@ def assemble(samples: Samples, number: int, weight_version: int, temperature: fl
         verdicts=tuple(samples.verdicts),
         group_index=torch.arange(len(samples.prompts)).repeat_interleave(size),
         step=torch.tensor(samples.steps, dtype=torch.int64).repeat_interleave(size),
-        tokens=_pad([[*p.token_ids, *c.token_ids] for p, c in rows], torch.int64),
-        segments=_pad(
-            [[int(Segment.PROMPT)] * len(p.token_ids) + [int(Segment.SAMPLED)] * len(c.token_ids) for p, c in rows],
-            torch.uint8,
-        ),
+        tokens=_pad([[*p.token_ids, *c.token_ids[: e.sampled], *e.forced, *e.gold] for p, c, e in rows], torch.int64),
+        segments=_pad([_segments(len(p.token_ids), e) for p, _, e in rows], torch.uint8),
         rewards=torch.tensor([v.reward for v in samples.verdicts], dtype=torch.float32),
-        columns={"engine": _pad([[0.0] * len(p.token_ids) + list(c.logprobs) for p, c in rows], torch.float32)},
+        columns={
+            "engine": _pad(
+                [
+                    [0.0] * len(p.token_ids) + [*c.logprobs[: e.sampled]] + [0.0] * (len(e.forced) + len(e.gold))
+                    for p, c, e in rows
+                ],
+                torch.float32,
+            )
+        },
         temperature=temperature,
     )
+
+
+def _segments(prompt: int, ending: Ending) -> list[int]:
+    counts = {
+        Segment.PROMPT: prompt,
+        Segment.SAMPLED: ending.sampled,
+        Segment.FORCED: len(ending.forced),
+        Segment.GOLD: len(ending.gold),
+    }
+    return [int(kind) for kind, count in counts.items() for _ in range(count)]
 
 
 def _pad(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:

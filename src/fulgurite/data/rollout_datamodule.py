@@ -21,8 +21,9 @@ from ..seeding import address
 from ..selection.zero_variance import live_rows
 from ..tasks.grading import Grader
 from ..tasks.protocol import Task
-from ..types import ConfigError, Minibatch, Round, SamplingSpec
+from ..types import Completion, ConfigError, Minibatch, Prompt, Round, SamplingSpec, Segment
 from .assemble import Samples, assemble
+from .gold import Ending, GoldAnswer, as_sampled, check_gold
 from .prompts import PromptOrder
 from .rewards import Reward, add_rewards, check_rewards
 from .task_datamodule import Benchmark, TaskDataModule
@@ -40,6 +41,8 @@ class RolloutDataModule(TaskDataModule):
         rewards: {name: Reward}, further rewards and the weights of all; those of the task that are not named have weight 1.
             Benchmarks are judged by their task alone.
         grader: the processes that further rewards run in.
+        gold: the reference answer in the place of what was sampled after the reasoning, for a module that learns from it.
+            Verdicts are those of what was sampled.
         steps_per_round: updates that share one sampling of the policy, each on prompts of its own.
         inner_epochs: passes over the round.
         advantage: the base credit; null where a callback sets every stream.
@@ -63,6 +66,7 @@ class RolloutDataModule(TaskDataModule):
         sampling: SamplingSpec = SamplingSpec(),  # noqa: B008 - frozen
         rewards: dict[str, Reward] | None = None,
         grader: Grader = Grader(),  # noqa: B008 - frozen
+        gold: GoldAnswer | None = None,
         steps_per_round: int = 1,
         inner_epochs: int = 1,
         advantage: Advantage | None = Advantage(),  # noqa: B008 - frozen
@@ -93,7 +97,7 @@ class RolloutDataModule(TaskDataModule):
             raise ConfigError(f"sampling.n is {sampling.n}; leave it out: completions_per_prompt is {completions_per_prompt}")
         if sampling.seed:
             raise ConfigError(f"sampling.seed is {sampling.seed}; leave it out: the run's seed addresses every draw")
-        self.rewards, self.grader = rewards or {}, grader
+        self.rewards, self.grader, self.gold = rewards or {}, grader, gold
         check_rewards(self.rewards, task.reward_names)
         self.prompts_per_step, self.completions_per_prompt = prompts_per_step, completions_per_prompt
         self.sampling, self.steps_per_round, self.inner_epochs = sampling, steps_per_round, inner_epochs
@@ -119,6 +123,8 @@ class RolloutDataModule(TaskDataModule):
                 "expected top_p 1 and top_k 0: no weight brings back the tokens that a cut leaves out; sample without a cut, "
                 "or leave importance out"
             )
+        reads_gold = any(Segment.GOLD in c.segments for c in module.components.values())
+        check_gold(self.gold, reads_gold, type(module).__name__, self.task, self.training_prompts)
         self.transforms = find_transforms(trainer.callbacks)
         base = module.advantage_streams if self.advantage else ()
         check_owners(self.transforms, base)
@@ -201,7 +207,7 @@ class RolloutDataModule(TaskDataModule):
             samples.steps += steps
             samples.completions += completions
             samples.verdicts += verdicts
-            held = self._credit(assemble(samples, epoch, self.engine.version, self.sampling.scoring_temperature))
+            held = self._credit(self._assemble(samples, epoch))
             if wanted is None:
                 break
             live = len(self._select(held).group_index.unique())
@@ -212,6 +218,19 @@ class RolloutDataModule(TaskDataModule):
                 f"round {epoch}: {live} of {wanted} groups after {self.max_fill_rounds} further samplings", stacklevel=2
             )
         return held
+
+    def _assemble(self, samples: Samples, epoch: int) -> Round:
+        ending = self._ending if self.gold else as_sampled
+        held = assemble(samples, epoch, self.engine.version, self.sampling.scoring_temperature, ending)
+        if held.tokens.shape[1] > self.engine.limit:
+            raise ConfigError(
+                f"a row with its gold answer has {held.tokens.shape[1]} tokens; expected at most {self.engine.limit}, the "
+                "engine's positions: lower sampling.max_new_tokens"
+            )
+        return held
+
+    def _ending(self, prompt: Prompt, completion: Completion) -> Ending:
+        return self.gold.ending(self.task.gold(prompt), completion, self.trainer.lightning_module.tokenizer)
 
     def _draw(self, epoch: int, attempt: int, missing: int | None) -> tuple[list, list[int]]:
         """This rank's prompts and the update each belongs to: a whole round, or the missing groups of one."""

@@ -1,4 +1,4 @@
-"""Guard: the rewards within every group are all equal: a credit relative to the group is 0, and nothing is learned."""
+"""Guard: the rewards within every group are all equal and its credit is 0: nothing is learned."""
 
 from __future__ import annotations
 
@@ -10,12 +10,25 @@ from . import warn_then_stop
 
 def equal_groups(sampled: Round) -> tuple[int, int]:
     """(groups whose rewards are all equal, groups); only groups of two rows or more."""
+    equal, several = _equal(sampled)
+    return int(equal.sum()), int(several.sum())
+
+
+def equal_groups_without_credit(sampled: Round) -> tuple[int, int]:
+    """As `equal_groups`, but a group with any coefficient other than 0 is none of the equal: credit need not come from rewards."""
+    equal, several = _equal(sampled)
+    for coefficients in sampled.coefficients.values():
+        equal[sampled.group_index[coefficients != 0]] = False
+    return int(equal.sum()), int(several.sum())
+
+
+def _equal(sampled: Round) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each prompt: its group has two rows or more and all rewards equal; it has two rows or more."""
     groups, rewards = sampled.group_index, sampled.rewards
     sizes = torch.bincount(groups, minlength=len(sampled.prompts))
     lowest = rewards.new_zeros(len(sizes)).scatter_reduce(0, groups, rewards, "amin", include_self=False)
     highest = rewards.new_zeros(len(sizes)).scatter_reduce(0, groups, rewards, "amax", include_self=False)
-    equal = (lowest == highest) & (sizes > 1)
-    return int(equal.sum()), int((sizes > 1).sum())
+    return (lowest == highest) & (sizes > 1), sizes > 1
 
 
 def check_all_equal_groups(equal: int, groups: int, max_all_equal: float, streak: int, patience: int) -> int:

@@ -30,6 +30,7 @@ from ..losses.kl import Estimator, reverse_kl, token_kl
 from ..losses.policy import Surrogate, check_settings, policy_loss
 from ..losses.ratio import RatioLevel
 from ..models.causal_lm import TinyModel
+from ..models.scoring import Scores
 from ..types import ConfigError, Minibatch, Segment
 from .base import RoundModule
 from .optimizer import OptimizerSpec
@@ -123,6 +124,16 @@ class GRPO(RoundModule):
         exact = self.kl_beta and self.kl_estimator == "exact"
         compare = self._exact_kl(rows, keep) if exact else None
         scores = self.trained["policy"].score(rows.tokens, keep, rows.temperature, compare)
+        sums, measured = self.policy_term(rows, scores)
+        if self.kl_beta:
+            kl = scores.compared if exact else token_kl(scores.logprobs, rows.columns["reference"], self.kl_estimator, keep)
+            sums["kl"] = weighted_sum(kl, keep, self.aggregation)
+            measured["loss/kl"] = (torch.where(keep, kl, 0.0).sum(), keep.sum())
+        return sums, measured
+
+    def policy_term(self, rows: Minibatch, scores: Scores) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor] | Tensor]]:
+        """`losses` of the component `policy` alone; `scores` are at least those of the sampled tokens."""
+        keep = rows.keep(*SAMPLED)
         old = rows.columns.get("old", scores.logprobs.detach())
         weight, mismatch = None, {}
         if self.importance or "engine" in rows.columns:
@@ -132,14 +143,9 @@ class GRPO(RoundModule):
             eps_low=self.eps_low, eps_high=self.eps_high, dual_clip=self.dual_clip,
             ratio_level=self.ratio_level, surrogate=self.surrogate, aggregation=self.aggregation, weight=weight,
         )  # fmt: skip
-        sums, count = {"policy": policy}, keep.sum()
         measured = {**mismatch, **{f"loss/{name}": value for name, value in metrics.items()}}
-        measured["loss/entropy"] = (torch.where(keep, scores.entropy, 0.0).sum(), count)
-        if self.kl_beta:
-            kl = scores.compared if exact else token_kl(scores.logprobs, rows.columns["reference"], self.kl_estimator, keep)
-            sums["kl"] = weighted_sum(kl, keep, self.aggregation)
-            measured["loss/kl"] = (torch.where(keep, kl, 0.0).sum(), count)
-        return sums, measured
+        measured["loss/entropy"] = (torch.where(keep, scores.entropy, 0.0).sum(), keep.sum())
+        return {"policy": policy}, measured
 
     def _mismatch(self, old: Tensor, engine: Tensor, keep: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """(N, L) weights, or None without `importance`, and the values of `summarise`."""

@@ -1,5 +1,8 @@
 """Addition: `47+86=` is answered by `#133`. Made from its settings, nothing to download.
 
+With a scratchpad the solution is `3131#133`: column by column from the right, the digit and what is carried. What stands before
+`#` is never judged.
+
 The held-out split is a tenth of the problems, chosen by a hash of the unordered pair of operands, so a+b and b+a are always
 on the same side.
 """
@@ -19,14 +22,15 @@ class Addition(Task):
     Args:
         digits: of each operand.
         held_out: share of the unordered pairs of operands that training never sees.
+        scratchpad: of the solutions.
     """
 
-    def __init__(self, digits: int = 2, held_out: float = 0.1) -> None:
+    def __init__(self, digits: int = 2, held_out: float = 0.1, scratchpad: bool = False) -> None:
         if not 1 <= digits <= 3:
             raise ConfigError(f"digits is {digits}; expected 1, 2 or 3: all problems are listed in memory")
         if not 0 < held_out < 1:
             raise ConfigError(f"held_out is {held_out}; expected a share between 0 and 1")
-        self.digits, self.held_out = digits, held_out
+        self.digits, self.held_out, self.scratchpad = digits, held_out, scratchpad
 
     def prompts(self, split: str) -> list[Prompt]:
         if split not in ("train", "held_out"):
@@ -45,7 +49,14 @@ class Addition(Task):
         return replace(binary_verdict("correct" if parts[1] == prompt.answer else "wrong"), answer=parts[1])
 
     def solution(self, prompt: Prompt) -> str:
-        return f"#{prompt.answer}"
+        return f"{self._columns(prompt) if self.scratchpad else ''}#{prompt.answer}"
+
+    def _columns(self, prompt: Prompt) -> str:
+        written, carry = "", 0
+        for a, b in zip(*(reversed(operand) for operand in prompt.text[:-1].split("+")), strict=True):
+            carry, digit = divmod(int(a) + int(b) + carry, 10)
+            written += f"{digit}{carry}"
+        return written
 
     def _prompt(self, a: int, b: int) -> Prompt:
         question = f"{a:0{self.digits}}+{b:0{self.digits}}="

@@ -147,6 +147,9 @@ class GradedTask(Task):
             return []
         return listed if isinstance(listed, list) else []
 
+    def gold(self, prompt: Prompt) -> str:
+        return self.golds(prompt)[0]
+
     def solution(self, prompt: Prompt) -> str:
         if "solution" not in prompt.metadata:
             raise ConfigError(

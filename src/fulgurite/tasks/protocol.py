@@ -33,6 +33,10 @@ class Task(ABC):
         """The verdicts on many completions, in their order. What could hang on a text is called through a `Grader`."""
         return [self.judge(*pair) for pair in pairs]
 
+    def gold(self, prompt: Prompt) -> str | None:
+        """The reference answer as a completion would give it, without reasoning; None where there is no such text."""
+        return prompt.answer
+
     def solution(self, prompt: Prompt) -> str:
         """A correct completion to learn from, without end-of-sequence token.
 
