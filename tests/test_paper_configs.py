@@ -85,7 +85,11 @@ def test_a_paper_config_has_the_values_of_its_paper(path, capsys, monkeypatch):
     for key, expected in VALUES[path.stem].items():
         if key in ("q", "estimator"):
             (tsallis,) = config["trainer"]["callbacks"]
-            assert tsallis["init_args"][key] == expected and tsallis["init_args"]["normalise"] and not tsallis["init_args"]["p_min"]
+            assert (
+                tsallis["init_args"][key] == expected
+                and tsallis["init_args"]["normalise"]
+                and not tsallis["init_args"]["p_min"]
+            )
         elif key == "data.task":
             assert value_at(config, key)["class_path"].endswith(f".{expected}")
         elif key == "rate":

@@ -11,12 +11,12 @@ from itertools import product
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from tabular import assert_same, fit, whole_logprobs
+from tabular import TabularGRPO, assert_same, fit, single_tokens, whole_logprobs
 from torch import Tensor, nn
 
 from fulgurite.callbacks.tsallis import TsallisReweighting
 from fulgurite.credit.group import group_advantages
-from fulgurite.credit.tsallis import garl, log_mean, paft, resample, tsallis_loss
+from fulgurite.credit.tsallis import garl, paft, resample, tsallis_loss
 from fulgurite.data.gold import GoldAnswer
 from fulgurite.models.causal_lm import CausalLM
 from fulgurite.models.scoring import Scores
@@ -25,7 +25,6 @@ from fulgurite.modules.optimizer import OptimizerSpec
 from fulgurite.tasks.addition import Addition
 from fulgurite.types import Completion, ConfigError, Prompt, Round, SamplingSpec, Segment, Verdict
 from golden_vectors import cases, document, name_of
-from tabular import TabularGRPO, single_tokens
 from tiny import TINY, tiny_data
 
 STILL = OptimizerSpec(learning_rate=0.0, max_grad_norm=0.0)
@@ -43,7 +42,9 @@ class LatentTable(nn.Module):
 
     def score(self, tokens: Tensor, keep: Tensor, temperature: float = 1.0) -> Scores:
         z = tokens[:, 1]
-        values = torch.stack([torch.zeros(len(z)), self.rationale.log_softmax(0)[z], nn.functional.logsigmoid(self.answer)[z]], 1)
+        values = torch.stack(
+            [torch.zeros(len(z)), self.rationale.log_softmax(0)[z], nn.functional.logsigmoid(self.answer)[z]], 1
+        )
         return Scores(torch.where(keep, values, 0.0), torch.zeros_like(values), None)
 
 
@@ -154,8 +155,8 @@ def test_the_mean_gradient_of_paft_is_that_of_garl_without_a_baseline_pool_by_po
         middles = shares.cumsum(0) - shares / 2
         draws = list(product(range(3), repeat=3))
         held = latent_round(module, [pool] * len(draws))
-        callback = TsallisReweighting("paft", q=case["inputs"]["q"])
-        monkeypatch.setattr(callback, "_points", lambda held, size, at=middles[torch.tensor(draws)]: at)
+        callback, points = TsallisReweighting("paft", q=case["inputs"]["q"]), middles[torch.tensor(draws)]
+        monkeypatch.setattr(callback, "_points", lambda held, size, at=points: at)
         held = callback.transform(held)
         weight = (shares[torch.tensor(draws)].prod(1) * len(draws)).repeat_interleave(3)
         minibatch = replace(held.all_rows(), coefficients={k: v.double() * weight for k, v in held.coefficients.items()})

@@ -23,7 +23,8 @@ class Guards(Callback):
 
     Args:
         max_truncated: largest share of a round's completions cut by max_new_tokens; 1 switches it off.
-        max_all_equal: a round is bad if at least this share of its groups have equal rewards and no credit; above 1 switches it off.
+        max_all_equal: a round is bad if at least this share of its groups have equal rewards and no credit; above 1 switches it
+            off.
         max_failed: largest share of a round's completions on which the grader or a reward may fail; 1 switches it off.
         patience_rounds: bad rounds in a row, of any of the three, before the run stops.
         max_skipped_updates: updates in a row that may not be finite before the run stops; 0 only warns.

@@ -24,9 +24,9 @@ class TsallisReweighting(Callback, RoundTransform):
     """Sets the credit of every row from its weight among the completions of its prompt.
 
     With `reward: likelihood` the weight is p(gold answer | prompt, sampled reasoning), which needs `data.gold` and the module
-    `LatentReasoning`: a prompt that no completion solves still teaches. With `reward: verifier` it is the reward, which must not
-    be negative; the module is then `GRPO`. Such a weight is 0 where nothing was solved, so it gives no help to a cold start: use
-    it for tasks without a reference answer, and on warm starts.
+    `LatentReasoning`: a prompt that no completion solves still teaches. With `reward: verifier` it is the reward, which must
+    not be negative; the module is then `GRPO`. Such a weight is 0 where nothing was solved, so it gives no help to a cold
+    start: use it for tasks without a reference answer, and on warm starts.
 
     Logs once a round, over the sampled rows of all ranks, at the x of the round's first update: `tsallis/q`,
     `tsallis/mean_weight`, `tsallis/loss` (l_q of the mean weight of a prompt, mean over prompts with one),
@@ -73,7 +73,8 @@ class TsallisReweighting(Callback, RoundTransform):
                 raise ConfigError(f"TsallisReweighting.{name} is {value}; expected 0 (reinforcement) to 1 (maximum likelihood)")
         if (later_q is None) != (switch_round is None) or (switch_round is not None and switch_round < 1):
             raise ConfigError(
-                f"TsallisReweighting has later_q {later_q} and switch_round {switch_round}; expected both, from round 1 on, or none"
+                f"TsallisReweighting has later_q {later_q} and switch_round {switch_round}; expected both, from round 1 on, or "
+                "none"
             )
         if not 0 <= p_min < 1:
             raise ConfigError(f"TsallisReweighting.p_min is {p_min}; expected 0 (no cap) to below 1")
@@ -90,20 +91,20 @@ class TsallisReweighting(Callback, RoundTransform):
         data, self.seed = trainer.datamodule, trainer.datamodule.seed
         if data.completions_per_prompt < 2 and self.estimator == "garl" and self.leave_one_out:
             raise ConfigError(
-                "data.completions_per_prompt is 1, and the baseline of TsallisReweighting is the mean of the others; expected 2 or "
-                "more, or leave_one_out: false"
+                "data.completions_per_prompt is 1, and the baseline of TsallisReweighting is the mean of the others; expected "
+                "2 or more, or leave_one_out: false"
             )
         if self.reward == "verifier":
             if data.gold:
                 raise ConfigError(
-                    "TsallisReweighting has reward: verifier, which credits sampled answers, and data.gold replaces them; expected "
-                    "reward: likelihood, or gold: null"
+                    "TsallisReweighting has reward: verifier, which credits sampled answers, and data.gold replaces them; "
+                    "expected reward: likelihood, or gold: null"
                 )
             return
         if not data.gold:
             raise ConfigError(
-                "TsallisReweighting has reward: likelihood, and data.gold is null; set it, with model.class_path LatentReasoning, or "
-                "for a task without reference answers set reward: verifier"
+                "TsallisReweighting has reward: likelihood, and data.gold is null; set it, with model.class_path "
+                "LatentReasoning, or for a task without reference answers set reward: verifier"
             )
         if data.updates_per_round > 1:
             raise ConfigError(
@@ -143,8 +144,8 @@ class TsallisReweighting(Callback, RoundTransform):
         if self.reward == "verifier":
             if (held.rewards < 0).any():
                 raise ConfigError(
-                    f"a reward is {float(held.rewards.min())}, and TsallisReweighting takes rewards as weights; expected none below "
-                    "0: give no negative reward"
+                    f"a reward is {float(held.rewards.min())}, and TsallisReweighting takes rewards as weights; expected none "
+                    "below 0: give no negative reward"
                 )
             return held.rewards.double().log().view(-1, size)
         gold = held.segments == int(Segment.GOLD)

@@ -61,6 +61,22 @@ class GoldAnswer:
         gold = tokenizer(self.text.replace("{answer}", answer), add_special_tokens=False).input_ids
         return Ending(sampled, forced, (*gold, tokenizer.eos_token_id))
 
+    def check_length(
+        self, task: Task, prompts: Iterable[Prompt], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, limit: int
+    ) -> None:
+        """
+        Raises:
+            ConfigError: the longest row that a prompt can get has more than `limit` tokens.
+        """
+        for prompt in prompts:
+            longest = self.ending(task.gold(prompt), Completion((), (), "length", ""), tokenizer)
+            length = len(prompt.token_ids) + max_new_tokens + len(longest.forced) + len(longest.gold)
+            if length > limit:
+                raise ConfigError(
+                    f"the prompt {prompt.id!r} with {max_new_tokens} sampled tokens and its gold answer can have {length} "
+                    f"tokens; expected at most {limit}, the model's positions: lower sampling.max_new_tokens"
+                )
+
     def _reasoning(self, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
         """The fewest tokens whose text has `after` in it; 0 if there is no such number."""
 
@@ -89,11 +105,12 @@ def check_gold(gold: GoldAnswer | None, reads: bool, of: str, task: Task, prompt
         return
     if not reads:
         raise ConfigError(
-            f"data.gold is given, and {of} learns from no gold answers; set model.class_path to LatentReasoning, or leave gold out"
+            f"data.gold is given, and {of} learns from no gold answers; set model.class_path to LatentReasoning, or leave gold "
+            "out"
         )
     for prompt in prompts:
         if not task.gold(prompt):
             raise ConfigError(
-                f"data.gold needs a reference answer, and {type(task).__name__} has none for the prompt {prompt.id!r}; take a task "
-                "that has, or credit verdicts instead: TsallisReweighting with reward: verifier, without gold"
+                f"data.gold needs a reference answer, and {type(task).__name__} has none for the prompt {prompt.id!r}; take a "
+                "task that has, or credit verdicts instead: TsallisReweighting with reward: verifier, without gold"
             )

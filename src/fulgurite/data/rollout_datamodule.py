@@ -183,6 +183,9 @@ class RolloutDataModule(TaskDataModule):
         """All rows sampled for a round, with their credit, and the rows kept, with the columns the losses read."""
         module = self.trainer.lightning_module
         self.sync_weights()
+        if self.gold and self.held is None:
+            arguments = self.task, self.training_prompts, module.tokenizer
+            self.gold.check_length(*arguments, self.sampling.max_new_tokens, self.engine.limit)
         sampled = agree(self.trainer, "sampling a round", self._sample_round, epoch)
         self.engine.sleep()
         module.sampled_tokens += int(
@@ -221,13 +224,7 @@ class RolloutDataModule(TaskDataModule):
 
     def _assemble(self, samples: Samples, epoch: int) -> Round:
         ending = self._ending if self.gold else as_sampled
-        held = assemble(samples, epoch, self.engine.version, self.sampling.scoring_temperature, ending)
-        if held.tokens.shape[1] > self.engine.limit:
-            raise ConfigError(
-                f"a row with its gold answer has {held.tokens.shape[1]} tokens; expected at most {self.engine.limit}, the "
-                "engine's positions: lower sampling.max_new_tokens"
-            )
-        return held
+        return assemble(samples, epoch, self.engine.version, self.sampling.scoring_temperature, ending)
 
     def _ending(self, prompt: Prompt, completion: Completion) -> Ending:
         return self.gold.ending(self.task.gold(prompt), completion, self.trainer.lightning_module.tokenizer)

@@ -15,7 +15,7 @@ def equal_groups(sampled: Round) -> tuple[int, int]:
 
 
 def equal_groups_without_credit(sampled: Round) -> tuple[int, int]:
-    """As `equal_groups`, but a group with any coefficient other than 0 is none of the equal: credit need not come from rewards."""
+    """As `equal_groups`, without the equal groups with a coefficient other than 0: credit need not come from rewards."""
     equal, several = _equal(sampled)
     for coefficients in sampled.coefficients.values():
         equal[sampled.group_index[coefficients != 0]] = False

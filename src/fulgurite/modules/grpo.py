@@ -131,7 +131,9 @@ class GRPO(RoundModule):
             measured["loss/kl"] = (torch.where(keep, kl, 0.0).sum(), keep.sum())
         return sums, measured
 
-    def policy_term(self, rows: Minibatch, scores: Scores) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor] | Tensor]]:
+    def policy_term(
+        self, rows: Minibatch, scores: Scores
+    ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor] | Tensor]]:
         """`losses` of the component `policy` alone; `scores` are at least those of the sampled tokens."""
         keep = rows.keep(*SAMPLED)
         old = rows.columns.get("old", scores.logprobs.detach())
