@@ -31,6 +31,7 @@ class Break:
     test: str
 
 
+TSALLIS = "tests/methods/test_tsallis.py::"
 GRPO, RANKS = "tests/methods/test_grpo.py::", "tests/dist/test_two_ranks.py::"
 FAULTS, VLLM = "tests/faults/test_engine_faults.py::", "tests/contracts/test_vllm_engine.py::TestVLLMEngine::"
 SPLITS = "tests/methods/test_split_invariance.py::test_grpo_has_the_same_gradient_in_any_micro_batches"
@@ -272,6 +273,62 @@ BREAKS = (
         "max(self.prompts_per_step, self.groups_per_step or 0)",
         "self.prompts_per_step",
         "tests/methods/test_cppo.py::test_an_update_is_filled_with_pruned_groups_of_further_prompts_sampled_at_once",
+    ),
+    Break(
+        "own weight in the baseline",
+        "credit/tsallis.py",
+        ".masked_fill(torch.eye(count, dtype=torch.bool), -torch.inf)",
+        ".clone()",
+        TSALLIS + "test_the_mean_gradient_of_garl_over_all_pools",
+    ),
+    Break(
+        "baseline of the answer, too",
+        "credit/tsallis.py",
+        "torch.where(log_p == -torch.inf, 0.0, b - baseline), b",
+        "torch.where(log_p == -torch.inf, 0.0, b - baseline), b - baseline",
+        TSALLIS + "test_the_mean_gradient_of_garl_over_all_pools",
+    ),
+    Break(
+        "reasoning divided by its length",
+        "modules/latent_reasoning.py",
+        'aggregation="seq_mean_token_sum"',
+        'aggregation="seq_mean_token_mean"',
+        TSALLIS + "test_the_gradient_of_a_round_is_that_of_its_own_likelihoods",
+    ),
+    Break(
+        "forced tokens taken for sampled ones",
+        "data/gold.py",
+        "return Ending(sampled, forced, (*gold, tokenizer.eos_token_id))",
+        "return Ending(sampled, (), (*forced, *gold, tokenizer.eos_token_id))",
+        TSALLIS + "test_forced_tokens_and_dropped_answers_have_no_credit",
+    ),
+    Break(
+        "gold answer without its end",
+        "data/gold.py",
+        "(*gold, tokenizer.eos_token_id)",
+        "(*gold,)",
+        "tests/test_gold.py::test_where_the_reasoning_ends",
+    ),
+    Break(
+        "the same draws every round",
+        "callbacks/tsallis.py",
+        'address(self.seed, "paft", held.number, prompt.id, prompt.draw)',
+        'address(self.seed, "paft", prompt.id, prompt.draw)',
+        TSALLIS + "test_rows_are_drawn_in_proportion_to_their_weights",
+    ),
+    Break(
+        "normaliser left out",
+        "callbacks/tsallis.py",
+        "if self.normalise else 1.0",
+        "if not self.normalise else 1.0",
+        TSALLIS + "test_the_loss_is_the_surrogate_and_its_gradient_the_explicit_formula",
+    ),
+    Break(
+        "a group that teaches stops the run",
+        "guards/all_equal_groups.py",
+        "equal[sampled.group_index[coefficients != 0]] = False",
+        "pass",
+        "tests/faults/test_guards.py::test_equal_rewards_are_no_fault_where_there_is_credit",
     ),
 )
 

@@ -20,6 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import fulgurite.trainer_cli  # noqa: F401 - here, so that its loggers do not bind to the stream of one test
 from fulgurite import cli
+from fulgurite.callbacks.tsallis import TsallisReweighting
+from fulgurite.data.gold import GoldAnswer
 from fulgurite.data.rewards import add_rewards
 from fulgurite.data.rollout_datamodule import RolloutDataModule
 from fulgurite.modules.grpo import GRPO
@@ -28,7 +30,7 @@ from fulgurite.types import Completion, Prompt, Verdict
 
 ROOT = Path(__file__).parents[1]
 START, CONCEPTS, ADD, GUARDS = (ROOT / "docs" / f"{name}.md" for name in ("start", "concepts", "add-a-method", "guards"))
-GRPO_PAGE = ROOT / "docs" / "methods" / "grpo.md"
+GRPO_PAGE, TSALLIS_PAGE = (ROOT / "docs" / "methods" / f"{name}.md" for name in ("grpo", "tsallis"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = ("source .venv/bin/activate", "tensorboard --logdir runs", "export PYTHONPATH=.")
 SMALL = [
@@ -241,6 +243,13 @@ def test_the_settings_of_grpo_are_those_of_the_code():
     assert len(data) > 10 and data.items() <= defaults_of(RolloutDataModule).items()
 
 
+def test_the_settings_of_garl_and_paft_are_those_of_the_code():
+    documented = {code(key): default.strip("`") for key, default, _ in tables(TSALLIS_PAGE, "Settings")}
+    expected = {**defaults_of(TsallisReweighting), **defaults_of(GoldAnswer)}
+    words = {None: "null", True: "true"}
+    assert documented == {key: words.get(value, str(value)) for key, value in expected.items()}
+
+
 def test_the_kappa_table_is_right():
     shares = (0.02, 0.1, 0.5)
     rows = [row for row in tables(GRPO_PAGE, "What the gradient is, exactly") if len(row) == 4]
@@ -294,7 +303,9 @@ def test_the_tags_of_a_run_are_those_listed(run_folder):
         seen[form].add(tag)
     assert seen.pop("not listed", set()) == set()
     assert set(listed) - set(seen) == {
-        tag for tag, meaning in listed.items() if "CUDA only" in meaning or "only where all groups are pairs" in meaning
+        tag
+        for tag, meaning in listed.items()
+        if any(words in meaning for words in ("CUDA only", "only where all groups are pairs", "with `TsallisReweighting`"))
     }
     assert seen["reward/<name>"] == {"reward/even"} and seen["lr/<model>"] == {"lr/policy"}
 

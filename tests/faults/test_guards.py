@@ -17,7 +17,7 @@ from fulgurite.callbacks.guards import Guards
 from fulgurite.data.rewards import Reward
 from fulgurite.engines.transformers_engine import TransformersEngine
 from fulgurite.guards import GuardError
-from fulgurite.guards.all_equal_groups import check_all_equal_groups, equal_groups
+from fulgurite.guards.all_equal_groups import check_all_equal_groups, equal_groups, equal_groups_without_credit
 from fulgurite.guards.engine_gap import check_engine_gap
 from fulgurite.guards.failed_grading import check_failed_grading
 from fulgurite.guards.truncation import check_truncation
@@ -121,6 +121,17 @@ def test_groups_of_one_row_and_prompts_without_rows_are_not_counted():
     assert equal_groups(make_round([])) == (0, 0)
     assert equal_groups(make_round([[-1.0, -1.0], [-1.0, -2.0]])) == (1, 2)
     assert check_all_equal_groups(0, 0, 1.0, streak=4, patience=5) == 4
+
+
+def test_equal_rewards_are_no_fault_where_there_is_credit(tmp_path):
+    """Such as that of the likelihood of a gold answer, where no completion is right."""
+    rewards = [[0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.5]]
+    streams = {"policy": [0, 0, 0, 0.1, 1, -1, 1], "answer": [0.0] * 7}
+    assert equal_groups_without_credit(make_round(rewards, coefficients=streams)) == (1, 3)
+    assert equal_groups_without_credit(make_round(rewards)) == equal_groups(make_round(rewards)) == (2, 3)
+    taught = make_round([[0.0, 0.0]] * 2, coefficients={"policy": [0.5, -0.5, 0.1, -0.1]})
+    rounds, error, warned = fit(tmp_path, Guards(patience_rounds=1), rounds=[taught])
+    assert error is None and not warned
 
 
 # Failed grading

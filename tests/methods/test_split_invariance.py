@@ -23,6 +23,7 @@ from fulgurite.losses.policy import policy_loss
 from fulgurite.models.causal_lm import CausalLM, TinyModel
 from fulgurite.modules import base
 from fulgurite.modules.grpo import GRPO
+from fulgurite.modules.latent_reasoning import LatentReasoning
 from fulgurite.modules.optimizer import OptimizerSpec
 from fulgurite.modules.supervised import SupervisedFineTuning
 from fulgurite.types import Minibatch, Segment
@@ -153,6 +154,24 @@ def test_supervised_fine_tuning_has_the_same_gradient_in_any_micro_batches(aggre
         nll = -whole_logprobs(module.trained["policy"].hf, rows.tokens)
         loss = weighted_sum(nll, rows.segments == int(Segment.GOLD), aggregation) / DENOMINATORS[aggregation]
         want = torch.autograd.grad(loss, list(module.trained.parameters()))
+        assert_same(got, dict(zip(got, want, strict=True)))
+
+
+def test_latent_reasoning_has_the_same_gradient_in_any_micro_batches():
+    """Rows that end with gold tokens, some with them alone, one with none; each stream is 0 on some rows."""
+    rows = ragged_rows()
+    from_end = (rows.segments != int(Segment.PAD)).long().flip(1).cumsum(1).flip(1)
+    gold = (rows.segments == int(Segment.SAMPLED)) & (from_end <= 2) & (torch.arange(len(rows)) != 2)[:, None]
+    answer = torch.tensor([0.3, 0.0, 0.5, 0.7, 0.2, 1.1, 0.0], dtype=torch.float64)
+    segments = rows.segments.masked_fill(gold, int(Segment.GOLD))
+    rows = replace(rows, segments=segments, coefficients={"policy": CREDIT, "answer": answer}, columns={})
+    for budget in BUDGETS.values():
+        module = LatentReasoning(TINY, STILL, tokens_per_microbatch=budget)
+        got = gradient_of(module, rows)
+        logp = whole_logprobs(module.trained["policy"].hf, rows.tokens, TEMPERATURE)
+        sampled = segments == int(Segment.SAMPLED)
+        loss = -(CREDIT[:, None] * logp)[sampled].sum() - (answer[:, None] * logp)[gold].sum()
+        want = torch.autograd.grad(loss / len(rows), list(module.trained.parameters()))
         assert_same(got, dict(zip(got, want, strict=True)))
 
 

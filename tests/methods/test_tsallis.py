@@ -270,7 +270,8 @@ def test_rows_are_drawn_in_proportion_to_their_weights(resampling):
     assert float(error.abs().max()) < 5 * math.sqrt(4 * 0.25 / 4000)
     other = TsallisReweighting("paft", q=1.0, normalise=False, resampling=resampling)
     other.seed = 1
-    assert not torch.equal(counts, other.transform(held).coefficients["policy"].double().view(-1, 4))
+    for changed in (other.transform(held), callback.transform(replace(held, number=1))):
+        assert not torch.equal(counts, changed.coefficients["policy"].double().view(-1, 4)), "of another seed, or round"
 
 
 def test_a_draw_at_the_end_of_the_unit_interval_falls_to_a_row_with_weight():
