@@ -27,7 +27,20 @@ TSALLIS = {
     "data.sampling.temperature": 1.0, "data.gold.after": "</think>", "data.advantage": None, "data.task": "QA",
     "data.steps_per_round": 1, "data.inner_epochs": 1, "q": 0.75,
 }  # fmt: skip
+CODISTILL = {
+    "model.small_optimizer.learning_rate": 1e-6, "model.large_optimizer.learning_rate": 1e-6, "model.eps_low": 0.2,
+    "model.eps_high": 0.2, "model.train_large": True, "data.completions_per_prompt": 14, "data.prompts_per_step": 32,
+    "data.hints.tokens": 50, "data.hints.rounds": 7500 // 32, "data.sampling.max_new_tokens": 3072, "data.advantage": None,
+    "data.max_prompt_tokens": 1024, "data.rewards.think.weight": 0.25, "data.rewards.answer.weight": 0.25, "kept": 8,
+}  # fmt: skip
 VALUES = {
+    "codistill_qwen": CODISTILL | {"model.small": "Qwen/Qwen2.5-Math-1.5B", "model.large": "Qwen/Qwen2.5-Math-7B"},
+    "codistill_llama": CODISTILL
+    | {"model.small": "meta-llama/Llama-3.2-1B-Instruct", "model.large": "meta-llama/Llama-3.1-8B-Instruct"},
+    "codistill_tail": {
+        "model.optimizer.learning_rate": 1e-6, "model.kl_beta": 0.0, "data.advantage.scale": "none",
+        "data.completions_per_prompt": 14, "data.prompts_per_step": 32, "kept": 8,
+    },
     "garl": TSALLIS | {"estimator": "garl"},
     "paft": TSALLIS | {"estimator": "paft"},
     "grpo": {
@@ -85,11 +98,11 @@ def test_a_paper_config_has_the_values_of_its_paper(path, capsys, monkeypatch):
     for key, expected in VALUES[path.stem].items():
         if key in ("q", "estimator"):
             (tsallis,) = config["trainer"]["callbacks"]
-            assert (
-                tsallis["init_args"][key] == expected
-                and tsallis["init_args"]["normalise"]
-                and not tsallis["init_args"]["p_min"]
-            )
+            assert tsallis["init_args"] | {key: expected, "normalise": True, "p_min": 0.0} == tsallis["init_args"]
+        elif key == "kept":
+            *credit, sampling = config["trainer"]["callbacks"]
+            assert sampling["init_args"] | {"keep": expected, "rule": "max_variance", "recentre": True} == sampling["init_args"]
+            assert all(callback["init_args"] == {"alpha": 1.0, "const_len": None} for callback in credit)
         elif key == "data.task":
             assert value_at(config, key)["class_path"].endswith(f".{expected}")
         elif key == "rate":
@@ -124,6 +137,9 @@ def test_a_paper_config_trains_two_rounds_of_a_tiny_model_on_real_rows(path, tmp
     fill = {"fill_to": 2 * data["fill_to"] // data["prompts_per_step"]} if data.get("fill_to") else {}
     earns = "rewards" in data  # then random text gets one that it earns too, so that there is something to learn
     data |= {"prompts_per_step": 2, "sampling": {"max_new_tokens": 6}, "max_fill_rounds": 1, **fill}
+    data |= {"hints": {"tokens": 2, "rounds": 1}} if "hints" in data else {}
+    settings = [callback["init_args"] for callback in config["trainer"].get("callbacks", [])]
+    left = next((some["keep"] for some in settings if "keep" in some), data["completions_per_prompt"])
     data |= {"rewards": data["rewards"] | {"digits": {"function": "reward_functions.digits"}}} if earns else {}
     config["trainer"] |= {"max_epochs": 2, "check_val_every_n_epoch": 3, "accelerator": "cpu", "devices": 1,
                           "enable_progress_bar": False, "enable_model_summary": False}  # fmt: skip
@@ -137,7 +153,11 @@ def test_a_paper_config_trains_two_rounds_of_a_tiny_model_on_real_rows(path, tmp
         sampled = [json.loads(line) for line in completions.read_text().splitlines()]
         assert len(sampled) % data["completions_per_prompt"] == 0
         kept = sum(row["kept"] for row in sampled)
-        assert kept == len(sampled) if not fill else 0 < kept <= fill["fill_to"] * data.get("steps_per_round", 1)
+        assert (
+            kept == len(sampled) // data["completions_per_prompt"] * left
+            if not fill
+            else 0 < kept <= fill["fill_to"] * data.get("steps_per_round", 1)
+        )
     updates = [json.loads(line) for path in (tmp_path / "run" / "rounds").glob("*.updates.jsonl")
                for line in path.read_text().splitlines()]  # fmt: skip
     assert len(updates) == 2 * data.get("steps_per_round", 1) * data.get("inner_epochs", 1)

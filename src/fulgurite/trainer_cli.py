@@ -24,7 +24,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from . import parallel  # noqa: F401 - registers the strategy fsdp2
 from .callbacks.checkpoint import checkpoints_in
+from .callbacks.codistillation import CoDistillation
 from .callbacks.defaults import TUNABLE, fixed_callbacks
+from .callbacks.downsampling import DownSampling
 from .callbacks.pruning import CompletionPruning
 from .callbacks.tsallis import TsallisReweighting
 from .data.rollout_datamodule import RolloutDataModule
@@ -37,6 +39,7 @@ from .engines.vllm_server import VLLMServerEngine
 from .guards import GuardError
 from .models.causal_lm import TinyModel
 from .modules.base import RoundModule
+from .modules.codistill import CoDistillGRPO
 from .modules.grpo import GRPO
 from .modules.latent_reasoning import LatentReasoning
 from .modules.supervised import SupervisedFineTuning
@@ -52,9 +55,12 @@ from .types import ConfigError
 # Classes that a config may name without their module; importing them here is what makes that work.
 SHORT_NAMES = (
     GRPO,
+    CoDistillGRPO,
     LatentReasoning,
     SupervisedFineTuning,
     CompletionPruning,
+    CoDistillation,
+    DownSampling,
     TsallisReweighting,
     RolloutDataModule,
     SupervisedDataModule,

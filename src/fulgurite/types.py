@@ -95,12 +95,14 @@ class SamplingSpec:
 @dataclass(frozen=True)
 class Completion:
     """What an engine returned for one prompt. `token_ids` are exactly those sampled, the end-of-sequence token included;
-    `logprobs` are the engine's, in nats, one per token; `finish_reason` is `stop` or `length`."""
+    `logprobs` are the engine's, in nats, one per token; `finish_reason` is `stop` or `length`; the first `hint` tokens are
+    another model's."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: str
     text: str
+    hint: int = 0
 
 
 @dataclass(frozen=True)

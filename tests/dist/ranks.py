@@ -18,12 +18,16 @@ import torch  # noqa: E402
 from tabular import Recorder  # noqa: E402
 
 from forking import run_forked  # noqa: E402
+from fulgurite.callbacks.codistillation import CoDistillation  # noqa: E402
+from fulgurite.callbacks.downsampling import DownSampling  # noqa: E402
 from fulgurite.callbacks.pruning import CompletionPruning  # noqa: E402
 from fulgurite.callbacks.tsallis import TsallisReweighting  # noqa: E402
 from fulgurite.data.gold import GoldAnswer  # noqa: E402
+from fulgurite.data.hints import Hints  # noqa: E402
 from fulgurite.data.supervised_datamodule import SupervisedDataModule  # noqa: E402
 from fulgurite.models.causal_lm import CausalLM, TinyModel  # noqa: E402
 from fulgurite.modules.base import COUNTERS  # noqa: E402
+from fulgurite.modules.codistill import CoDistillGRPO  # noqa: E402
 from fulgurite.modules.latent_reasoning import LatentReasoning  # noqa: E402
 from fulgurite.modules.supervised import SupervisedFineTuning  # noqa: E402
 from fulgurite.types import Prompt, SamplingSpec, Verdict  # noqa: E402
@@ -31,7 +35,10 @@ from tiny import TINY, EvenDigits, OptimizerSpec, tiny_data, tiny_grpo, tiny_tra
 
 UPDATES = 5
 WAYS = {"one": (1, "auto"), "fsdp2": (2, "fsdp2"), "ddp": (2, "ddp")}
+ONE_MODEL = ("ddp",)
+"""Ways that take no two models."""
 OPTIMIZER = OptimizerSpec(learning_rate=1e-2, schedule="linear", warmup_updates=1, max_grad_norm=0.5)
+LARGE = TinyModel(**{**vars(TINY), "hidden_size": 32, "seed": 1})
 LENGTHS = (1, 200, 3, 60, 9, 120)
 
 
@@ -90,6 +97,13 @@ CASES = {
         UPDATES,
         TsallisReweighting("paft"),
     ),
+    "codistill": lambda: (
+        CoDistillGRPO(TINY, LARGE, OPTIMIZER, OPTIMIZER, tokens_per_microbatch=150),
+        rounds(advantage=None, hints=Hints(tokens=4, rounds=2)),
+        UPDATES,
+        CoDistillation(),
+        DownSampling(2, stream="small"),
+    ),
     "exact kl": lambda: (grpo(kl_beta=0.3, reference=reference(), kl_estimator="exact"), rounds(), UPDATES),
     "supervised": lambda: (
         SupervisedFineTuning(TINY, OPTIMIZER, tokens_per_microbatch=150),
@@ -127,6 +141,8 @@ def main(case: str, folder: Path) -> None:
         print(run_forked(partial(work, "grpo", 2, "fsdp2"), folder, 2, limit_s=60, FAILS=1))
         return
     for way, (ranks, strategy) in WAYS.items():
+        if case == "codistill" and way in ONE_MODEL:
+            continue
         print(way, run_forked(partial(work, case, ranks, strategy), folder / way, ranks), flush=True)
 
 

@@ -19,15 +19,19 @@ from lightning.pytorch.callbacks import Callback  # noqa: E402
 from forking import run_forked  # noqa: E402
 from fulgurite.callbacks import checkpoint as checkpoint_module  # noqa: E402
 from fulgurite.callbacks.checkpoint import RoundCheckpoint, checkpoints_in  # noqa: E402
+from fulgurite.callbacks.codistillation import CoDistillation  # noqa: E402
 from fulgurite.callbacks.samples import SampleLogger  # noqa: E402
 from fulgurite.callbacks.tsallis import TsallisReweighting  # noqa: E402
 from fulgurite.data.gold import GoldAnswer  # noqa: E402
+from fulgurite.data.hints import Hints  # noqa: E402
 from fulgurite.data.rollout_datamodule import RolloutDataModule  # noqa: E402
 from fulgurite.data.task_datamodule import BenchmarkLoader  # noqa: E402
+from fulgurite.models.causal_lm import TinyModel  # noqa: E402
+from fulgurite.modules.codistill import CoDistillGRPO  # noqa: E402
 from fulgurite.modules.grpo import GRPO  # noqa: E402
 from fulgurite.modules.latent_reasoning import LatentReasoning  # noqa: E402
 from fulgurite.parallel import FSDP2Strategy  # noqa: E402
-from tiny import EvenDigits, OptimizerSpec, tiny_benchmarks, tiny_data, tiny_grpo, tiny_trainer  # noqa: E402
+from tiny import TINY, EvenDigits, OptimizerSpec, tiny_benchmarks, tiny_data, tiny_trainer  # noqa: E402
 
 ROUNDS = 3
 
@@ -70,7 +74,7 @@ def digest(*tensors: torch.Tensor) -> str:
 
 class LoudBenchmark(BenchmarkLoader):
     def batches(self):
-        event("val_sample", self.name, int(self.data.trainer.lightning_module.rounds))
+        event("val_sample", self.shown, int(self.data.trainer.lightning_module.rounds))
         for batch in super().batches():
             write(
                 "val",
@@ -91,7 +95,8 @@ class LoudData(RolloutDataModule):
         return super().train_dataloader()
 
     def val_dataloader(self):
-        return [LoudBenchmark(self, name) for name in self.benchmarks]
+        models = self.trainer.lightning_module.trained_names
+        return [LoudBenchmark(self, name, model) for model in models for name in self.benchmarks]
 
     def _sample_round(self, epoch):
         event("sampling", epoch)
@@ -141,6 +146,10 @@ class LoudGRPO(Loud, GRPO):
 
 
 class LoudLatentReasoning(Loud, LatentReasoning):
+    pass
+
+
+class LoudCoDistillGRPO(Loud, CoDistillGRPO):
     pass
 
 
@@ -216,16 +225,22 @@ def fit() -> None:
     rounds = int(setting("ROUNDS", str(ROUNDS)))
     trainer = tiny_trainer(max_epochs=rounds, strategy=strategy, devices=2 if sharded else 1,
                            default_root_dir=".", callbacks=[saver, SampleLogger(every_n_rounds=0), Ledger()])  # fmt: skip
-    estimator, latent = setting("ESTIMATOR"), {}
-    if estimator:
-        trainer.callbacks.append(TsallisReweighting(estimator))
-        latent = {"gold": GoldAnswer("#"), "advantage": None}
+    method, further = setting("METHOD"), {}
+    if method == "paft":
+        trainer.callbacks.append(TsallisReweighting(method))
+        further = {"gold": GoldAnswer("#"), "advantage": None}
+    elif method == "codistill":
+        trainer.callbacks.append(CoDistillation())
+        further = {"hints": Hints(tokens=2, rounds=2), "advantage": None}
     base = tiny_data(task=EvenDigits(digits=1))
     data = LoudData(task=base.task, prompts_per_step=3, completions_per_prompt=2, sampling=base.sampling,
-                    steps_per_round=steps, inner_epochs=epochs, benchmarks=tiny_benchmarks(), **latent)  # fmt: skip
-    kind = LoudLatentReasoning if estimator else LoudGRPO
-    module = kind(policy=tiny_grpo().sources["policy"], tokens_per_microbatch=32,
-                  optimizer=OptimizerSpec(learning_rate=1e-2, schedule="linear"))  # fmt: skip
+                    steps_per_round=steps, inner_epochs=epochs, benchmarks=tiny_benchmarks(), **further)  # fmt: skip
+    spec = OptimizerSpec(learning_rate=1e-2, schedule="linear")
+    if method == "codistill":
+        module = LoudCoDistillGRPO(TINY, TinyModel(**{**vars(TINY), "hidden_size": 32}), spec, spec, tokens_per_microbatch=32)
+    else:
+        kind = LoudLatentReasoning if method else LoudGRPO
+        module = kind(policy=TINY, tokens_per_microbatch=32, optimizer=spec)
     found = checkpoints_in(".")
     trainer.fit(module, datamodule=data, ckpt_path=str(found[-1]) if found else None, weights_only=True if found else None)
 
@@ -297,7 +312,12 @@ CASES: dict[str, tuple[dict, list[str]]] = {
         dict(SHAPE="1x1", EVERY=0, EARLY=1),
         ["saved:0.0", "saved:1.0", "stepped:1", "sampling:1", "validation_step:hard:0", "on_train_epoch_end:1"],
     ),
-    "1x1 PAFT": (dict(SHAPE="1x1", EVERY=0, EARLY=1, ESTIMATOR="paft"), ["saved:1.0", "stepped:1", "sampling:1"]),
+    "1x1 PAFT": (dict(SHAPE="1x1", EVERY=0, EARLY=1, METHOD="paft"), ["saved:1.0", "stepped:1", "sampling:1"]),
+    "1x2 CoDistill": (
+        dict(SHAPE="1x2", EVERY=1, METHOD="codistill"),
+        ["sampling:1", "stepped:2", "saved:1.1", "val_sample:easy_large:1", "saved:2.0"],
+    ),
+    "two ranks, CoDistill": (dict(SHAPE="1x2", EVERY=1, METHOD="codistill", STRATEGY="single"), ["stepped:2", "saved:2.0"]),
     "4x1 save after sampling": (
         dict(SHAPE="4x1", EVERY=0, EARLY=1),
         ["saved:1.0", "stepped:4", "stepped:6", "sampling:1", "on_validation_end:1"],

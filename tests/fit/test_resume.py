@@ -17,6 +17,8 @@ CASES = [
     "4x1 save at round ends only",
     "1x1 save after sampling",
     "1x1 PAFT",
+    "1x2 CoDistill",
+    "two ranks, CoDistill",
     "4x1 save after sampling",
     "2x1 three empty rounds",
     "4x1 estimate",

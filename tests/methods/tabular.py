@@ -24,6 +24,7 @@ class TabularPolicy(nn.Module):
     def __init__(self, logits: Sequence[float]) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(logits, dtype=torch.float64))
+        self.vocabulary_size = len(logits)
 
     def score(self, tokens: Tensor, keep: Tensor, temperature: float = 1.0, compare: Compare | None = None) -> Scores:
         hidden = self.hidden(tokens, keep)

@@ -42,7 +42,7 @@ class TwoStreams(RoundModule):
             "answer": Component(0.5, "seq_mean_token_sum", (Segment.GOLD,), "answer"),
         }
 
-    def losses(self, rows: Minibatch):
+    def losses(self, rows: Minibatch, model: str):
         logp = self.trained["policy"].score(rows.tokens, rows.keep(), rows.temperature).logprobs
         logp.retain_grad()
         self.scored.append((self.current_epoch, rows, logp))

@@ -43,7 +43,7 @@ def assemble(
         group_index=torch.arange(len(samples.prompts)).repeat_interleave(size),
         step=torch.tensor(samples.steps, dtype=torch.int64).repeat_interleave(size),
         tokens=_pad([[*p.token_ids, *c.token_ids[: e.sampled], *e.forced, *e.gold] for p, c, e in rows], torch.int64),
-        segments=_pad([_segments(len(p.token_ids), e) for p, _, e in rows], torch.uint8),
+        segments=_pad([_segments(len(p.token_ids), c.hint, e) for p, c, e in rows], torch.uint8),
         rewards=torch.tensor([v.reward for v in samples.verdicts], dtype=torch.float32),
         columns={
             "engine": _pad(
@@ -58,10 +58,11 @@ def assemble(
     )
 
 
-def _segments(prompt: int, ending: Ending) -> list[int]:
+def _segments(prompt: int, hint: int, ending: Ending) -> list[int]:
     counts = {
         Segment.PROMPT: prompt,
-        Segment.SAMPLED: ending.sampled,
+        Segment.HINT: min(hint, ending.sampled),
+        Segment.SAMPLED: max(0, ending.sampled - hint),
         Segment.FORCED: len(ending.forced),
         Segment.GOLD: len(ending.gold),
     }

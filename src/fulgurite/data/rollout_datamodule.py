@@ -24,6 +24,7 @@ from ..tasks.protocol import Task
 from ..types import Completion, ConfigError, Minibatch, Prompt, Round, SamplingSpec, Segment
 from .assemble import Samples, assemble
 from .gold import Ending, GoldAnswer, as_sampled, check_gold
+from .hints import Hints, begun, whole
 from .prompts import PromptOrder
 from .rewards import Reward, add_rewards, check_rewards
 from .task_datamodule import Benchmark, TaskDataModule
@@ -43,6 +44,7 @@ class RolloutDataModule(TaskDataModule):
         grader: the processes that further rewards run in.
         gold: the reference answer in the place of what was sampled after the reasoning, for a module that learns from it.
             Verdicts are those of what was sampled.
+        hints: how completions begin that another model of the module writes first, for a module that has one.
         steps_per_round: updates that share one sampling of the policy, each on prompts of its own.
         inner_epochs: passes over the round.
         advantage: the base credit; null where a callback sets every stream.
@@ -55,6 +57,7 @@ class RolloutDataModule(TaskDataModule):
         benchmarks: {name: Benchmark}, evaluated at validation.
         max_prompt_tokens: of a prompt; by default only the engine's limit holds.
         long_prompts: `drop` longer ones from the training split, or refuse them; benchmarks keep all their prompts.
+        further_engines: {model: Engine} of models of the module other than the sampled one; by default embedded ones.
         seed: of every random draw.
     """
 
@@ -67,6 +70,7 @@ class RolloutDataModule(TaskDataModule):
         rewards: dict[str, Reward] | None = None,
         grader: Grader = Grader(),  # noqa: B008 - frozen
         gold: GoldAnswer | None = None,
+        hints: Hints | None = None,
         steps_per_round: int = 1,
         inner_epochs: int = 1,
         advantage: Advantage | None = Advantage(),  # noqa: B008 - frozen
@@ -78,9 +82,10 @@ class RolloutDataModule(TaskDataModule):
         benchmarks: dict[str, Benchmark] | None = None,
         max_prompt_tokens: int | None = None,
         long_prompts: Literal["error", "drop"] = "error",
+        further_engines: dict[str, Engine] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(task, train_split, benchmarks or {}, engine, seed, max_prompt_tokens, long_prompts)
+        super().__init__(task, train_split, benchmarks or {}, engine, seed, max_prompt_tokens, long_prompts, further_engines)
         sizes = {"prompts_per_step": prompts_per_step, "completions_per_prompt": completions_per_prompt,
                  "steps_per_round": steps_per_round, "inner_epochs": inner_epochs}  # fmt: skip
         for name, value in sizes.items():
@@ -97,7 +102,12 @@ class RolloutDataModule(TaskDataModule):
             raise ConfigError(f"sampling.n is {sampling.n}; leave it out: completions_per_prompt is {completions_per_prompt}")
         if sampling.seed:
             raise ConfigError(f"sampling.seed is {sampling.seed}; leave it out: the run's seed addresses every draw")
-        self.rewards, self.grader, self.gold = rewards or {}, grader, gold
+        if hints and hints.tokens >= sampling.max_new_tokens:
+            raise ConfigError(
+                f"hints.tokens is {hints.tokens} and sampling.max_new_tokens {sampling.max_new_tokens}; expected room for more "
+                "than the hint"
+            )
+        self.rewards, self.grader, self.gold, self.hints = rewards or {}, grader, gold, hints
         check_rewards(self.rewards, task.reward_names)
         self.prompts_per_step, self.completions_per_prompt = prompts_per_step, completions_per_prompt
         self.sampling, self.steps_per_round, self.inner_epochs = sampling, steps_per_round, inner_epochs
@@ -122,6 +132,10 @@ class RolloutDataModule(TaskDataModule):
                 f"sampling.top_p is {self.sampling.top_p} and sampling.top_k {self.sampling.top_k} together with importance; "
                 "expected top_p 1 and top_k 0: no weight brings back the tokens that a cut leaves out; sample without a cut, "
                 "or leave importance out"
+            )
+        if self.hints and not module.hint_writer:
+            raise ConfigError(
+                f"data.hints is given, and {type(module).__name__} has no other model to write them; leave it out"
             )
         reads_gold = any(Segment.GOLD in c.segments for c in module.components.values())
         check_gold(self.gold, reads_gold, type(module).__name__, self.task, self.training_prompts)
@@ -183,11 +197,15 @@ class RolloutDataModule(TaskDataModule):
         """All rows sampled for a round, with their credit, and the rows kept, with the columns the losses read."""
         module = self.trainer.lightning_module
         self.sync_weights()
+        if self._hinted(epoch):
+            self.sync_weights(module.hint_writer)
         if self.gold and self.held is None:
             arguments = self.task, self.training_prompts, module.tokenizer
             self.gold.check_length(*arguments, self.sampling.max_new_tokens, self.engine.limit)
         sampled = agree(self.trainer, "sampling a round", self._sample_round, epoch)
         self.engine.sleep()
+        if self._hinted(epoch):
+            self.engine_of(module.hint_writer).sleep()
         module.sampled_tokens += int(
             sum_over_ranks(self.trainer, torch.tensor(sum(len(c.token_ids) for c in sampled.completions)))
         )
@@ -202,7 +220,9 @@ class RolloutDataModule(TaskDataModule):
             missing = None if attempt == 0 else wanted - live
             prompts, steps = self._draw(epoch, attempt, missing)
             seed = address(self.seed, "train", epoch, attempt)
-            completions, verdicts = self.sample(prompts, replace(self.sampling, n=self.completions_per_prompt, seed=seed))
+            spec = replace(self.sampling, n=self.completions_per_prompt, seed=seed)
+            completions = self._complete_hints(prompts, spec) if self._hinted(epoch) else self.complete(prompts, spec)
+            verdicts = self.judged(prompts, completions, spec.n)
             with self.trainer.lightning_module.clock("judge"):
                 owners = [prompt for prompt in prompts for _ in range(self.completions_per_prompt)]
                 verdicts = add_rewards(list(zip(owners, completions, strict=True)), verdicts, self.rewards, self.grader)
@@ -221,6 +241,21 @@ class RolloutDataModule(TaskDataModule):
                 f"round {epoch}: {live} of {wanted} groups after {self.max_fill_rounds} further samplings", stacklevel=2
             )
         return held
+
+    def _hinted(self, epoch: int) -> bool:
+        return self.hints is not None and epoch < self.hints.rounds
+
+    def _complete_hints(self, prompts: list[Prompt], spec: SamplingSpec) -> list[Completion]:
+        """Completions whose first tokens the module's other model writes."""
+        module = self.trainer.lightning_module
+        first = replace(spec, max_new_tokens=self.hints.tokens, seed=address(spec.seed, "hint"))
+        hints = self.complete(prompts, first, "the hints", self.engine_of(module.hint_writer))
+        owners = [prompt for prompt in prompts for _ in range(spec.n)]
+        going = [i for i, hint in enumerate(hints) if hint.finish_reason == "length"]
+        rest = replace(spec, n=1, max_new_tokens=spec.max_new_tokens - self.hints.tokens)
+        continued = self.complete([begun(owners[i], hints[i], i % spec.n) for i in going], rest) if going else []
+        rests = dict(zip(going, continued, strict=True))
+        return [whole(hint, rests.get(i), module.tokenizer, spec.stop) for i, hint in enumerate(hints)]
 
     def _assemble(self, samples: Samples, epoch: int) -> Round:
         ending = self._ending if self.gold else as_sampled

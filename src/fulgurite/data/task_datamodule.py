@@ -79,6 +79,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
         seed: of every random draw: order of prompts and sampling.
         max_prompt_tokens: of a prompt, in the training split and in the benchmarks; by default only the engine's limit holds.
         long_prompts: `drop` longer ones from the training split, or refuse them; benchmarks keep all their prompts.
+        further_engines: {model: Engine} of models of the module other than the sampled one; by default embedded ones.
     """
 
     updates_per_round: int
@@ -94,6 +95,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
         seed: int,
         max_prompt_tokens: int | None = None,
         long_prompts: Literal["error", "drop"] = "error",
+        further_engines: dict[str, Engine] | None = None,
     ) -> None:
         super().__init__()
         if max_prompt_tokens is None and long_prompts == "drop":
@@ -102,8 +104,8 @@ class TaskDataModule(L.LightningDataModule, ABC):
             raise ConfigError(f"max_prompt_tokens is {max_prompt_tokens}; expected at least 1, or null for no limit")
         self.task, self.train_split, self.benchmarks, self.seed = task, train_split, benchmarks, seed
         self.max_prompt_tokens, self.long_prompts = max_prompt_tokens, long_prompts
-        self.engine = engine or TransformersEngine()
-        self.bound_model, self.start = None, 0
+        self.engine, self.further_engines = engine or TransformersEngine(), further_engines or {}
+        self.bound, self.start = {}, 0
         self.training_prompts: list[Prompt] = []
         self.identities: dict[str, dict[str, str | int]] = {}
         """{`training split` or `benchmark <name>`: split, number and fingerprint of its prompts}, once they are set up"""
@@ -128,7 +130,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
             )
         if isinstance(trainer.strategy, FSDPStrategy):
             raise ConfigError("trainer.strategy is FSDP1, which breaks with manual optimisation; use fsdp2")
-        self.bound_model, self.start, self.encoded = None, 0, {}
+        self.bound, self.start, self.encoded = {}, 0, {}
         self.training_prompts, self.identities = [], {}
         tested = {name: self.prompts_of(b.split, b.task) for name, b in self.benchmarks.items()}
         for name, prompts in tested.items():
@@ -200,45 +202,76 @@ class TaskDataModule(L.LightningDataModule, ABC):
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
         return done if done < self.trainer.num_training_batches else 0
 
-    def sync_weights(self) -> None:
-        """Brings the engine to the module's current weights, and checks that it has them. Every rank must call it."""
+    def engine_of(self, name: str) -> Engine:
+        """The engine of a model of the module."""
+        if name == self.trainer.lightning_module.trained_names[0]:
+            return self.engine
+        return self.further_engines.setdefault(name, TransformersEngine())
+
+    def sync_weights(self, name: str | None = None) -> Engine:
+        """Brings the engine of a model, by default of the sampled one, to its current weights, and checks that it has them.
+        Every rank must call it."""
         module = self.trainer.lightning_module
+        name = name or module.trained_names[0]
+        engine, model = self.engine_of(name), module.model_of(name)
         with module.clock("sync"):
-            if self.bound_model is not module.sampling_model:
-                self.engine.bind(module.sampling_model, module.tokenizer)
-                self.bound_model, self.engine.version = module.sampling_model, None
-            if self.engine.version == int(module.updates):
-                return
-            weights = ChecksummedWeights(module.sampling_model.named_full_weights(), self.engine.dtype)
-            self.engine.load_weights(weights, int(module.updates))
-            if self.engine.copies:
+            if self.bound.get(name) is not model:
+                engine.bind(model, module.tokenizer)
+                self.bound[name], engine.version = model, None
+            if engine.version == int(module.updates):
+                return engine
+            weights = ChecksummedWeights(model.named_full_weights(), engine.dtype)
+            engine.load_weights(weights, int(module.updates))
+            if engine.copies:
                 with module.clock("check"):
-                    check_load(self.trainer, self.engine, weights, self.temperature)
+                    check_load(self.trainer, engine, model, weights, self.temperature)
+        return engine
 
     def sample(
-        self, prompts: Sequence[Prompt], spec: SamplingSpec, task: Task | None = None, of: str = "the round"
+        self,
+        prompts: Sequence[Prompt],
+        spec: SamplingSpec,
+        task: Task | None = None,
+        of: str = "the round",
+        engine: Engine | None = None,
     ) -> tuple[list[Completion], list[Verdict]]:
-        """`spec.n` judged completions of each prompt, prompt by prompt.
+        """`spec.n` judged completions of each prompt, prompt by prompt, by default of the sampled model.
 
         Raises:
             EngineError: the engine returned fewer or more: the numbers would be those of other samples than asked for.
         """
-        clock = self.trainer.lightning_module.clock
-        with clock("sample"), torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            completions = self.engine.generate(prompts, spec)
+        completions = self.complete(prompts, spec, of, engine)
+        return completions, self.judged(prompts, completions, spec.n, task)
+
+    def complete(
+        self, prompts: Sequence[Prompt], spec: SamplingSpec, of: str = "the round", engine: Engine | None = None
+    ) -> list[Completion]:
+        """`spec.n` completions of each prompt, prompt by prompt, by default of the sampled model.
+
+        Raises:
+            EngineError: the engine returned fewer or more: the numbers would be those of other samples than asked for.
+        """
+        with self.trainer.lightning_module.clock("sample"), torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            completions = (engine or self.engine).generate(prompts, spec)
         if len(completions) != len(prompts) * spec.n:
             reached = prompts[min(len(completions) // spec.n, len(prompts) - 1)]
             raise EngineError(
                 f"the engine returned {len(completions)} completions for {of}, which end at prompt {reached.id!r}; "
                 f"expected {spec.n} of each of {len(prompts)} prompts"
             )
-        with clock("judge"):
-            owners = [prompt for prompt in prompts for _ in range(spec.n)]
-            verdicts = (task or self.task).judge_all(list(zip(owners, completions, strict=True)))
-        return completions, verdicts
+        return completions
+
+    def judged(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], n: int, task: Task | None = None
+    ) -> list[Verdict]:
+        """The verdicts on `n` completions of each prompt, by default of the task that is trained on."""
+        with self.trainer.lightning_module.clock("judge"):
+            owners = [prompt for prompt in prompts for _ in range(n)]
+            return (task or self.task).judge_all(list(zip(owners, completions, strict=True)))
 
     def val_dataloader(self) -> list[BenchmarkLoader]:
-        return [BenchmarkLoader(self, name) for name in self.benchmarks]
+        module = self.trainer.lightning_module
+        return [BenchmarkLoader(self, name, model) for model in module.trained_names for name in self.benchmarks]
 
     def test_dataloader(self) -> list[BenchmarkLoader]:
         return self.val_dataloader()
@@ -251,8 +284,9 @@ class BenchmarkLoader:
     """Batches of one benchmark, each sampled when it is asked for. The seeds do not depend on the round, so that curves compare
     like with like and `validate` on a checkpoint repeats the point of the curve."""
 
-    def __init__(self, data: TaskDataModule, name: str) -> None:
-        self.data, self.name, self.benchmark = data, name, data.benchmarks[name]
+    def __init__(self, data: TaskDataModule, name: str, model: str) -> None:
+        self.data, self.name, self.benchmark, self.model = data, name, data.benchmarks[name], model
+        self.shown = name if model == data.trainer.lightning_module.trained_names[0] else f"{name}_{model}"
         self.prompts = data.prompts_of(self.benchmark.split, self.benchmark.task)
         if self.benchmark.limit is not None and self.benchmark.limit < len(self.prompts):
             generator = torch.Generator().manual_seed(address("benchmark", self.benchmark.split))
@@ -271,10 +305,10 @@ class BenchmarkLoader:
         for first in range(0, len(self.prompts), size):
             mine = self.prompts[first : first + size][trainer.global_rank :: trainer.world_size]
             with trainer.lightning_module.clock("validate"):
-                self.data.sync_weights()
-                arguments = mine, spec, task, f"the benchmark {self.name}"
-                completions, verdicts = agree(trainer, f"sampling {self.name}", self.data.sample, *arguments)
+                engine = self.data.sync_weights(self.model)
+                arguments = mine, spec, task, f"the benchmark {self.shown}", engine
+                completions, verdicts = agree(trainer, f"sampling {self.shown}", self.data.sample, *arguments)
             correct = torch.tensor([float(v.outcome == "correct") for v in verdicts]).view(len(mine), spec.n)
             judged = tuple(mine), tuple(completions), tuple(verdicts)
-            yield EvaluationBatch(self.name, correct, *judged, k=tuple(self.benchmark.k))
-        self.data.engine.sleep()
+            yield EvaluationBatch(self.shown, correct, *judged, k=tuple(self.benchmark.k))
+        self.data.engine_of(self.model).sleep()

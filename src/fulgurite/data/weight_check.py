@@ -24,11 +24,13 @@ from ..types import Prompt, SamplingSpec
 if TYPE_CHECKING:
     import lightning as L
 
+    from ..models.causal_lm import CausalLM
+
 PROBE_TOKENS, FIRST_TOKENS, DRAWS = 36, 8, 512
 
 
-def check_load(trainer: L.Trainer, engine: Engine, sent: ChecksummedWeights, temperature: float) -> None:
-    """Every rank must call it.
+def check_load(trainer: L.Trainer, engine: Engine, model: CausalLM, sent: ChecksummedWeights, temperature: float) -> None:
+    """Compares the engine with the model whose weights it was sent. Every rank must call it.
 
     Raises:
         GuardError: version, checksums, log-probabilities or draws differ; the message says what does.
@@ -38,13 +40,13 @@ def check_load(trainer: L.Trainer, engine: Engine, sent: ChecksummedWeights, tem
     compared = agree(trainer, "checking the engine's weights", _compare, trainer, engine, sent)
     chosen = next((c.max_gap_nats for c in trainer.callbacks if hasattr(c, "max_gap_nats")), None)
     limit = max_gap_of(chosen, trainer.precision, engine.dtype)
-    probe = _Probe(trainer, engine, "probe", temperature, tokens=1 if engine.draws_checked else FIRST_TOKENS)
+    probe = _Probe(trainer, engine, model, "probe", temperature, tokens=1 if engine.draws_checked else FIRST_TOKENS)
     gap = probe.gap(temperature)
     if not _largest(trainer, gap) <= limit:
-        cause = _cause(trainer, engine, temperature, limit, compared)
+        cause = _cause(trainer, engine, model, temperature, limit, compared)
         agree(trainer, "probing the engine's weights", _judge, gap, limit, cause)
     if not engine.draws_checked:
-        draws = _Probe(trainer, engine, "draws", temperature, samples=DRAWS)
+        draws = _Probe(trainer, engine, model, "draws", temperature, samples=DRAWS)
         agree(trainer, "checking the engine's draws", check_draws, *draws.excess(temperature), temperature)
         engine.draws_checked = True
 
@@ -65,9 +67,9 @@ def _largest(trainer: L.Trainer, gap: float) -> float:
     return float(trainer.strategy.reduce(value, reduce_op="max"))
 
 
-def _cause(trainer: L.Trainer, engine: Engine, temperature: float, limit: float, compared: int) -> str:
+def _cause(trainer: L.Trainer, engine: Engine, model: CausalLM, temperature: float, limit: float, compared: int) -> str:
     """What a failed probe shows on a second look, at many first tokens after a prompt that the engine has not seen."""
-    fresh = _Probe(trainer, engine, f"fresh {engine.version}", temperature, samples=64)
+    fresh = _Probe(trainer, engine, model, f"fresh {engine.version}", temperature, samples=64)
     gaps = {t: fresh.gap(t) for t in (temperature, *(i / 50 for i in range(5, 151)))}
     fitting = min(gaps, key=gaps.__getitem__)
     differences = fresh.difference(temperature)
@@ -99,12 +101,19 @@ class _Probe:
     """A few completions of a prompt, drawn once by every replica; scored at any temperature."""
 
     def __init__(
-        self, trainer: L.Trainer, engine: Engine, name: str, temperature: float, samples: int = 1, tokens: int = 1
+        self,
+        trainer: L.Trainer,
+        engine: Engine,
+        model: CausalLM,
+        name: str,
+        temperature: float,
+        samples: int = 1,
+        tokens: int = 1,
     ) -> None:
         prompt = probe_prompt(trainer.lightning_module.tokenizer, name, min(PROBE_TOKENS, engine.limit - tokens))
         spec = SamplingSpec(temperature, max_new_tokens=tokens, n=samples)
         drawn = agree(trainer, "probing the engine's weights", engine.generate, [prompt] * engine.replicas, spec)
-        self.trainer, start = trainer, len(prompt.token_ids)
+        self.trainer, self.model, start = trainer, model, len(prompt.token_ids)
         self.engine_logprobs = torch.tensor([p for c in drawn for p in c.logprobs])
         self.tokens = torch.zeros(len(drawn), start + tokens, dtype=torch.int64)
         self.keep = torch.zeros_like(self.tokens, dtype=torch.bool)
@@ -131,12 +140,11 @@ class _Probe:
 
     def _scores(self, temperature: float) -> tuple[Tensor, Tensor]:
         """(drawn tokens,) the trainer's log-probabilities, and the entropies of their distributions."""
-        module = self.trainer.lightning_module
-        model, keep = module.sampling_model, self.keep.to(module.device)
-        training = model.training
+        model, device = self.model, self.trainer.strategy.root_device
+        keep, training = self.keep.to(device), model.training
         model.eval()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            scores = model.score(self.tokens.to(module.device), keep, temperature)
+            scores = model.score(self.tokens.to(device), keep, temperature)
         if model.is_sharded:
             model.reshard()
         model.train(training)

@@ -25,6 +25,7 @@ class Component:
         segments: the tokens it reads; none given means the whole completion.
         stream: the coefficient stream it reads; rows whose coefficient is 0 then add nothing. None: every row counts.
         const_len: tokens per row in the denominator of `seq_mean_token_sum_const`.
+        model: the trained model whose gradient it is.
     """
 
     weight: float
@@ -32,6 +33,7 @@ class Component:
     segments: tuple[Segment, ...] = ()
     stream: str | None = None
     const_len: int | None = None
+    model: str = "policy"
 
     def keep(self, rows: Minibatch) -> Tensor:
         """(N, L) bool: the tokens it reads."""

@@ -185,6 +185,11 @@ class CausalLM(nn.Module):
             tokenizer.save_pretrained(folder)
 
     @property
+    def vocabulary_size(self) -> int:
+        """Of the embeddings, padding included: a tokenizer may have fewer tokens."""
+        return self.hf.config.vocab_size
+
+    @property
     def _head(self) -> Tensor:
         return self.hf.get_output_embeddings().weight
 

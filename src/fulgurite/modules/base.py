@@ -38,10 +38,13 @@ class RoundModule(L.LightningModule, ABC):
         frozen: {name: source} of models that are only read; they are not saved in checkpoints.
         optimizers: {name: OptimizerSpec} of the trained models.
         tokens_per_microbatch: tokens of one forward pass, padding included. Memory only; never changes the result.
+        offload_optimizer: the optimizer's state of a model is on the device only while that model steps.
     """
 
     advantage_streams: tuple[str, ...] = ()
     model_arguments: tuple[str, ...] = ("policy",)
+    hint_writer: str | None = None
+    """The model that can begin completions of the sampled one."""
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class RoundModule(L.LightningModule, ABC):
         frozen: Mapping[str, str | TinyModel],
         optimizers: Mapping[str, OptimizerSpec],
         tokens_per_microbatch: int,
+        offload_optimizer: bool = False,
     ) -> None:
         super().__init__()
         if tokens_per_microbatch < 1:
@@ -56,7 +60,7 @@ class RoundModule(L.LightningModule, ABC):
         self.automatic_optimization = False
         self.sources = {**trained, **frozen}
         self.trained_names, self.optimizer_specs = tuple(trained), dict(optimizers)
-        self.tokens_per_microbatch = tokens_per_microbatch
+        self.tokens_per_microbatch, self.offload_optimizer = tokens_per_microbatch, offload_optimizer
         self.trained = torch.nn.ModuleDict()
         self.frozen: dict[str, CausalLM] = {}
         self.clock = PhaseClock()
@@ -73,8 +77,9 @@ class RoundModule(L.LightningModule, ABC):
         """The terms of the loss."""
 
     @abstractmethod
-    def losses(self, rows: Minibatch) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor] | Tensor]]:
-        """{component: sum over the micro-batch, with gradient}; without, {metric: (sum, count)} and {name: (n,) values}."""
+    def losses(self, rows: Minibatch, model: str) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor] | Tensor]]:
+        """Of the components of one trained model: {component: sum over the micro-batch, with gradient}; and, without, of the
+        micro-batch {metric: (sum, count)} and {name: (n,) values}."""
 
     def summarise(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics of an update that are no means, from the values of `losses`, all micro-batches and ranks in one."""
@@ -110,13 +115,16 @@ class RoundModule(L.LightningModule, ABC):
     @property
     def sampling_model(self) -> CausalLM:
         """The model that writes completions."""
-        return self.trained[self.trained_names[0]]
+        return self.model_of(self.trained_names[0])
+
+    def model_of(self, name: str) -> CausalLM:
+        return self.trained[name] if name in self.trained_names else self.frozen[name]
 
     def configure_optimizers(self):
         decaying = any(spec.schedule != "constant" for spec in self.optimizer_specs.values())
         total = self.trainer.estimated_stepping_batches if decaying else 0
         prompts = getattr(self.trainer.datamodule, "prompts_per_step", 1)
-        optimizer, schedule = build_optimizer(self.trained, self.optimizer_specs, total, prompts)
+        optimizer, schedule = build_optimizer(self.trained, self.optimizer_specs, total, prompts, self.offload_optimizer)
         return [optimizer], [schedule]
 
     def on_train_start(self) -> None:
@@ -166,23 +174,24 @@ class RoundModule(L.LightningModule, ABC):
     def training_step(self, minibatch: Minibatch, batch_idx: int) -> None:
         torch.manual_seed(address(self._seed, "update", self.current_epoch, batch_idx, self.global_rank))
         components = self.components
-        kept = minibatch.take(rows_that_matter(minibatch, components).nonzero().flatten())
-        *denominators, tokens = sum_over_ranks(
-            self.trainer,
-            torch.stack(
-                [c.denominator(minibatch).double().cpu() for c in components.values()] + [kept.keep().sum().double().cpu()]
-            ),
-        ).tolist()
-        rows = replace(kept, denominators=dict(zip(components, denominators, strict=True)))
+        kept = {name: self._rows_of(name, minibatch) for name in self.trained_names}
+        tokens = sum(rows.keep().sum() for rows in kept.values())
+        counts = [c.denominator(minibatch) for c in components.values()] + [tokens]
+        *counted, tokens = sum_over_ranks(self.trainer, torch.stack([c.double().cpu() for c in counts])).tolist()
+        denominators = dict(zip(components, counted, strict=True))
+        read = [name for name, rows in kept.items() if max_over_ranks(self.trainer, len(rows))]
         optimizer = self.optimizers()
-        if not max_over_ranks(self.trainer, len(rows)):
+        if not read:
             self.empty_minibatches += 1
             self.last_update = {"loss": 0.0, "skipped": 0.0, "empty": 1.0}
             self._log_update(self.last_update)
             return
         with self.clock("train"):
             optimizer.zero_grad()
-            loss, metrics = self._accumulate(rows, components)
+            loss, metrics = torch.zeros((), dtype=torch.float64), {}
+            for name in read:
+                of_model, measured = self._accumulate(name, replace(kept[name], denominators=denominators))
+                loss, metrics = loss + of_model, metrics | measured
             norms = {name: self._clip(name) for name in self.trained}
             finite = bool(torch.isfinite(torch.stack([loss, *norms.values()])).all())
             rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
@@ -204,14 +213,21 @@ class RoundModule(L.LightningModule, ABC):
         }
         self._log_update(self.last_update)
 
-    def _accumulate(self, rows: Minibatch, components: Mapping[str, Component]) -> tuple[Tensor, dict[str, float]]:
-        """Backward through every micro-batch; returns the loss of the whole update and its metrics, over all ranks."""
+    def _components_of(self, model: str) -> dict[str, Component]:
+        return {name: component for name, component in self.components.items() if component.model == model}
+
+    def _rows_of(self, model: str, minibatch: Minibatch) -> Minibatch:
+        return minibatch.take(rows_that_matter(minibatch, self._components_of(model)).nonzero().flatten())
+
+    def _accumulate(self, model: str, rows: Minibatch) -> tuple[Tensor, dict[str, float]]:
+        """Backward through every micro-batch of a model; returns its loss and metrics of the whole update, over all ranks."""
+        components = self._components_of(model)
         total, sums = torch.zeros((), dtype=torch.float64), defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
         values_of = defaultdict(list)
         parts = list(self._microbatches(rows))
         for i, (_, part) in enumerate(parts):
             with self._gradient_sync(last=i == len(parts) - 1):
-                values, measured = self.losses(part)
+                values, measured = self.losses(part, model)
                 loss = compose(values, components, rows.denominators)
                 self.manual_backward(loss * self.trainer.world_size)
             total += loss.detach().double().cpu()

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..losses.aggregate import Aggregation, weighted_sum
 from ..losses.compose import Component
-from ..losses.importance import Importance, effective_sample_size, gap_statistics, raw_weight, weights_of_level
+from ..losses.importance import Importance, raw_weight
 from ..losses.kl import Estimator, reverse_kl, token_kl
 from ..losses.policy import Surrogate, check_settings, policy_loss
 from ..losses.ratio import RatioLevel
@@ -33,6 +33,7 @@ from ..models.causal_lm import TinyModel
 from ..models.scoring import Scores
 from ..types import ConfigError, Minibatch, Segment
 from .base import RoundModule
+from .mismatch import mismatch_metrics, mismatch_values
 from .optimizer import OptimizerSpec
 
 SAMPLED = (Segment.SAMPLED,)
@@ -119,7 +120,7 @@ class GRPO(RoundModule):
             return super().column(name, rows)
         return model.score(rows.tokens, rows.keep(*SAMPLED), rows.temperature).logprobs
 
-    def losses(self, rows: Minibatch) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor] | Tensor]]:
+    def losses(self, rows: Minibatch, model: str) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor] | Tensor]]:
         keep = rows.keep(*SAMPLED)
         exact = self.kl_beta and self.kl_estimator == "exact"
         compare = self._exact_kl(rows, keep) if exact else None
@@ -139,7 +140,9 @@ class GRPO(RoundModule):
         old = rows.columns.get("old", scores.logprobs.detach())
         weight, mismatch = None, {}
         if self.importance or "engine" in rows.columns:
-            weight, mismatch = self._mismatch(old, rows.columns["engine"], keep)
+            engine = rows.columns["engine"]
+            mismatch = mismatch_values(old, engine, keep, self.importance)
+            weight = self.importance and self.importance(raw_weight(old, engine, keep, self.importance.level))
         policy, metrics = policy_loss(
             scores.logprobs, old, keep, rows.coefficients["policy"],
             eps_low=self.eps_low, eps_high=self.eps_high, dual_clip=self.dual_clip,
@@ -149,24 +152,8 @@ class GRPO(RoundModule):
         measured["loss/entropy"] = (torch.where(keep, scores.entropy, 0.0).sum(), keep.sum())
         return {"policy": policy}, measured
 
-    def _mismatch(self, old: Tensor, engine: Tensor, keep: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """(N, L) weights, or None without `importance`, and the values of `summarise`."""
-        level = self.importance.level if self.importance else "token"
-        raw = raw_weight(old, engine, keep, level)
-        values = {"gap": (old - engine).abs()[keep], "raw_weights": weights_of_level(raw, keep, level)}
-        return self.importance and self.importance(raw), values
-
     def summarise(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """The `mismatch/` metrics; without a token there are none."""
-        if not values or not len(values["gap"]):
-            return {}
-        raw = values["raw_weights"]
-        metrics = {f"logprob_gap_{name}_nats": value for name, value in gap_statistics(values["gap"]).items()}
-        metrics["effective_sample_size"] = effective_sample_size(raw)
-        if self.importance:
-            used = self.importance(raw)
-            metrics |= {"weight_mean": used.double().mean(), "bounded": (used != raw).double().mean()}
-        return {f"mismatch/{name}": float(value) for name, value in metrics.items()}
+        return mismatch_metrics(values, self.importance)
 
     def _exact_kl(self, rows: Minibatch, keep: Tensor):
         reference = self.frozen["reference"]

@@ -61,7 +61,7 @@ class LatentReasoning(GRPO):
             return super().column(name, rows)
         return self.trained["policy"].score(rows.tokens, rows.keep(*GOLD), rows.temperature).logprobs
 
-    def losses(self, rows: Minibatch) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor] | Tensor]]:
+    def losses(self, rows: Minibatch, model: str) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor] | Tensor]]:
         gold = rows.keep(*GOLD)
         scores = self.trained["policy"].score(rows.tokens, rows.keep(*SAMPLED, *GOLD), rows.temperature)
         sums, measured = self.policy_term(rows, scores)

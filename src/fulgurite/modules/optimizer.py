@@ -56,8 +56,39 @@ class OptimizerSpec:
         return self.learning_rate * prompts_per_step / self.for_prompts_per_step
 
 
+class OffloadedAdamW(torch.optim.AdamW):
+    """AdamW whose state waits on the CPU; that of a group is on the device of its weights only while the group steps."""
+
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        try:
+            for group in groups:
+                self.param_groups = [group]
+                self._move_state(group, offload=False)
+                super().step()
+                self._move_state(group, offload=True)
+        finally:
+            self.param_groups = groups
+        return loss
+
+    def _move_state(self, group: dict, offload: bool) -> None:
+        for parameter in group["params"]:
+            state = self.state.get(parameter, {})
+            for name in ("exp_avg", "exp_avg_sq"):
+                if name in state:
+                    state[name] = state[name].to("cpu" if offload else parameter.device)
+
+
 def build_optimizer(
-    models: Mapping[str, nn.Module], specs: Mapping[str, OptimizerSpec], total_updates: float, prompts_per_step: int
+    models: Mapping[str, nn.Module],
+    specs: Mapping[str, OptimizerSpec],
+    total_updates: float,
+    prompts_per_step: int,
+    offload: bool = False,
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW over all models and its schedule; the state is ready for every parameter, for FSDP2 cannot resume half of one."""
     groups = [
@@ -70,7 +101,7 @@ def build_optimizer(
         }
         for name, model in models.items()
     ]
-    optimizer = torch.optim.AdamW(groups, fused=True)
+    optimizer = (OffloadedAdamW if offload else torch.optim.AdamW)(groups, fused=True)
     ready_state(optimizer)
 
     def factor(spec: OptimizerSpec):

@@ -40,7 +40,7 @@ class SupervisedFineTuning(RoundModule):
     def components(self) -> dict[str, Component]:
         return {"nll": Component(1.0, self.aggregation, (Segment.GOLD,))}
 
-    def losses(self, rows: Minibatch) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+    def losses(self, rows: Minibatch, model: str) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
         keep = rows.keep(Segment.GOLD)
         scores = self.trained["policy"].score(rows.tokens, keep)
         entropy = torch.where(keep, scores.entropy, 0.0).sum()
