@@ -210,8 +210,11 @@ def test_every_config_runs_two_rounds_with_tiny_models(path, tmp_path, monkeypat
     options += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "1"]
     cli.main([*command, *options])
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert saved["tiny"] is True and isinstance(saved["model"]["init_args"]["policy"], dict)
-    assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
+    models = [name for name in ("policy", "small", "large") if name in saved["model"]["init_args"]]
+    assert saved["tiny"] is True and models
+    for name in models:
+        assert isinstance(saved["model"]["init_args"][name], dict)
+        assert (tmp_path / "run" / name / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)

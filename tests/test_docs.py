@@ -294,18 +294,42 @@ def tags_of(folder: Path) -> set[str]:
     return {tag.removesuffix("/text_summary") for tag in tags}
 
 
-def test_the_tags_of_a_run_are_those_listed(run_folder):
-    listed = {code(row[0]): row[2] for row in tables(CONCEPTS, "TensorBoard tags")}
+def sorted_by_form(tags: set[str], listed: dict[str, str]) -> dict[str, set[str]]:
+    """{tag as listed: those seen}, with `not listed` for the rest."""
     forms = {tag: re.compile(re.sub(r"<\w+>", r"[^/]+?", tag)) for tag in listed if "<" in tag}
     seen = defaultdict(set)
-    for tag in tags_of(run_folder):
+    for tag in tags:
         form = tag if tag in listed else next((form for form, tail in forms.items() if tail.fullmatch(tag)), "not listed")
         seen[form].add(tag)
+    return seen
+
+
+@pytest.mark.parametrize(("name", "needs"), [("cold_paft", "`TsallisReweighting`"), ("codistill", "`CoDistillGRPO`")])
+def test_the_tags_of_further_methods_are_listed(name, needs, workspace, tmp_path):
+    benchmarks = "{sampled: {split: held_out, limit: 8, sampling: {max_new_tokens: 4}}}"
+    options = [
+        "--config", str(workspace / "configs" / "quickstart" / f"{name}.yaml"), "--run_dir", str(tmp_path / "run"), *SMALL,
+        "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1", "--data.init_args.prompts_per_step", "8",
+        "--data.init_args.task", "tiny.EvenDigits", "--data.init_args.benchmarks", benchmarks,
+    ]  # fmt: skip
+    cli.main(["fit", *options])
+    listed = {code(row[0]): row[2] for row in tables(CONCEPTS, "TensorBoard tags")}
+    seen = sorted_by_form(tags_of(tmp_path / "run"), listed)
+    assert seen.pop("not listed", set()) == set()
+    assert {tag for tag, meaning in listed.items() if f"only with {needs}" in meaning} <= set(seen)
+
+
+def test_the_tags_of_a_run_are_those_listed(run_folder):
+    listed = {code(row[0]): row[2] for row in tables(CONCEPTS, "TensorBoard tags")}
+    seen = sorted_by_form(tags_of(run_folder), listed)
     assert seen.pop("not listed", set()) == set()
     assert set(listed) - set(seen) == {
         tag
         for tag, meaning in listed.items()
-        if any(words in meaning for words in ("CUDA only", "only where all groups are pairs", "with `TsallisReweighting`"))
+        if any(
+            words in meaning
+            for words in ("CUDA only", "only where all groups are pairs", "with `TsallisReweighting`", "with `CoDistillGRPO`")
+        )
     }
     assert seen["reward/<name>"] == {"reward/even"} and seen["lr/<model>"] == {"lr/policy"}
 
