@@ -369,8 +369,8 @@ BREAKS = (
     Break(
         "the small model writes its own hints",
         "data/rollout_datamodule.py",
-        'first, "the hints", self.engine_of(module.hint_writer))',
-        'first, "the hints", self.engine)',
+        'of="the hints", engine=self.engine_of(module.hint_writer))',
+        'of="the hints", engine=self.engine)',
         CODISTILL + "test_the_large_model_begins_the_completions_of_the_first_rounds",
     ),
     Break(

@@ -36,6 +36,26 @@ def vllm():
     return lambda **settings: VLLMEngine(memory_share=0.1, kv_cache_gib=0.5, **settings)
 
 
+def test_an_offloaded_optimizer_waits_on_the_cpu_and_takes_the_same_steps():
+    from fulgurite.callbacks.codistillation import CoDistillation
+    from fulgurite.modules.codistill import CoDistillGRPO
+    from fulgurite.modules.optimizer import OptimizerSpec
+
+    larger, weights = TinyModel(**{**vars(POLICY), "hidden_size": 128}), []
+    for offload in (False, True):
+        spec = OptimizerSpec(learning_rate=1e-2)
+        module = CoDistillGRPO(POLICY, larger, spec, spec, offload_optimizer=offload)
+        data = tiny_data(advantage=None)
+        trainer = tiny_trainer(accelerator="cuda", max_epochs=3, enable_checkpointing=False, callbacks=[CoDistillation()])
+        trainer.fit(module, datamodule=data)
+        states = [
+            state[name].device.type for state in trainer.optimizers[0].state.values() for name in ("exp_avg", "exp_avg_sq")
+        ]
+        assert set(states) == ({"cpu"} if offload else {"cuda"})
+        weights.append([p.detach().cpu() for p in module.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
 class TestTransformersEngine(EngineContract):
     def make(self, model, **settings):
         return loaded(TransformersEngine(), on_device(model))

@@ -27,7 +27,7 @@ from fulgurite.seeding import address
 from fulgurite.selection.downsample import downsample
 from fulgurite.types import Completion, ConfigError, Prompt, Round, SamplingSpec, Segment, Verdict
 from golden_vectors import cases, name_of
-from tiny import TINY, tiny_benchmarks, tiny_data, tiny_grpo, tiny_trainer
+from tiny import TINY, EvenDigits, tiny_benchmarks, tiny_data, tiny_grpo, tiny_trainer
 
 STILL = OptimizerSpec(learning_rate=0.0, max_grad_norm=0.0)
 MOVING = OptimizerSpec(learning_rate=1e-2, max_grad_norm=0.0)
@@ -191,7 +191,7 @@ def test_no_gradient_crosses_and_a_model_without_credit_stands_still(silent, hea
 
 
 def test_equal_rewards_leave_the_large_model_alone_and_still_teach_the_small_one():
-    class SameReward(type(tiny_data().task)):
+    class SameReward(EvenDigits):
         def judge(self, prompt, completion):
             return Verdict("correct", {"even": 1.0}, 1.0)
 
@@ -365,11 +365,27 @@ def padded(folder: Path, source: TinyModel, size: int) -> str:
     return str(folder)
 
 
+class EvenTokens(EvenDigits):
+    """A reward for padding, too, which a model without training samples most."""
+
+    def judge(self, prompt, completion):
+        reward = float(sum(completion.token_ids) % 2)
+        return Verdict("wrong", {"even": reward}, reward)
+
+
 def test_padded_vocabularies_work(tmp_path):
-    module = pair(padded(tmp_path / "large", LARGE, 128))
-    recorder = fit(module, pair_data(), CoDistillation(), max_epochs=2)
-    assert module.trained["large"].vocabulary_size == 128 and module.trained["small"].vocabulary_size == 64
-    assert not same(recorder, "large")
+    """Padded as those of Qwen2.5 1.5B and 7B."""
+    models = padded(tmp_path / "small", TINY, 151_936), padded(tmp_path / "large", LARGE, 152_064)
+    module = CoDistillGRPO(*models, MOVING, MOVING, tokens_per_microbatch=64)
+    recorder = fit(module, pair_data(task=EvenTokens(digits=1)), CoDistillation(), max_epochs=2)
+    assert [module.trained[name].vocabulary_size for name in ("small", "large")] == [151_936, 152_064]
+    assert not same(recorder, "large") and not same(recorder, "small")
+
+
+def test_a_benchmark_may_not_have_the_name_of_the_other_models():
+    benchmarks = tiny_benchmarks()
+    with pytest.raises(ConfigError, match="the benchmark 'easy_large' has the name under which 'easy' is shown"):
+        fit(pair(), pair_data(benchmarks={**benchmarks, "easy_large": benchmarks["hard"]}), CoDistillation())
 
 
 def test_sampled_padding_that_the_other_model_lacks_is_refused(tmp_path):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..engines.requests import cut
-from ..types import Completion, ConfigError, Prompt
+from ..seeding import address
+from ..types import Completion, ConfigError, Prompt, SamplingSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,10 +30,26 @@ class Hints:
         if self.tokens < 1 or self.rounds < 1:
             raise ConfigError(f"hints has tokens {self.tokens} and rounds {self.rounds}; expected at least 1 of both, or null")
 
-
-def begun(prompt: Prompt, hint: Completion, index: int) -> Prompt:
-    """The prompt with its hint, under an address of its own."""
-    return replace(prompt, id=f"{prompt.id} hint {index}", token_ids=prompt.token_ids + hint.token_ids)
+    def complete(
+        self,
+        prompts: Sequence[Prompt],
+        spec: SamplingSpec,
+        write: Callable[[Sequence[Prompt], SamplingSpec], list[Completion]],
+        go_on: Callable[[Sequence[Prompt], SamplingSpec], list[Completion]],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> list[Completion]:
+        """`spec.n` completions of each prompt, prompt by prompt; `write` draws their hints and `go_on` the rest, each row under
+        an address of its own."""
+        hints = write(prompts, replace(spec, max_new_tokens=self.tokens, seed=address(spec.seed, "hint")))
+        rows = zip((prompt for prompt in prompts for _ in range(spec.n)), hints, strict=True)
+        begun = {
+            i: replace(prompt, id=f"{prompt.id} hint {i % spec.n}", token_ids=prompt.token_ids + hint.token_ids)
+            for i, (prompt, hint) in enumerate(rows)
+            if hint.finish_reason == "length"
+        }
+        rest = replace(spec, n=1, max_new_tokens=spec.max_new_tokens - self.tokens)
+        rests = dict(zip(begun, go_on(list(begun.values()), rest) if begun else [], strict=True))
+        return [whole(hint, rests.get(i), tokenizer, spec.stop) for i, hint in enumerate(hints)]
 
 
 def whole(hint: Completion, rest: Completion | None, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> Completion:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,7 +25,7 @@ from ..tasks.protocol import Task
 from ..types import Completion, ConfigError, Minibatch, Prompt, Round, SamplingSpec, Segment
 from .assemble import Samples, assemble
 from .gold import Ending, GoldAnswer, as_sampled, check_gold
-from .hints import Hints, begun, whole
+from .hints import Hints
 from .prompts import PromptOrder
 from .rewards import Reward, add_rewards, check_rewards
 from .task_datamodule import Benchmark, TaskDataModule
@@ -221,7 +222,7 @@ class RolloutDataModule(TaskDataModule):
             prompts, steps = self._draw(epoch, attempt, missing)
             seed = address(self.seed, "train", epoch, attempt)
             spec = replace(self.sampling, n=self.completions_per_prompt, seed=seed)
-            completions = self._complete_hints(prompts, spec) if self._hinted(epoch) else self.complete(prompts, spec)
+            completions = self._complete(prompts, spec, epoch)
             verdicts = self.judged(prompts, completions, spec.n)
             with self.trainer.lightning_module.clock("judge"):
                 owners = [prompt for prompt in prompts for _ in range(self.completions_per_prompt)]
@@ -245,17 +246,12 @@ class RolloutDataModule(TaskDataModule):
     def _hinted(self, epoch: int) -> bool:
         return self.hints is not None and epoch < self.hints.rounds
 
-    def _complete_hints(self, prompts: list[Prompt], spec: SamplingSpec) -> list[Completion]:
-        """Completions whose first tokens the module's other model writes."""
+    def _complete(self, prompts: list[Prompt], spec: SamplingSpec, epoch: int) -> list[Completion]:
+        if not self._hinted(epoch):
+            return self.complete(prompts, spec)
         module = self.trainer.lightning_module
-        first = replace(spec, max_new_tokens=self.hints.tokens, seed=address(spec.seed, "hint"))
-        hints = self.complete(prompts, first, "the hints", self.engine_of(module.hint_writer))
-        owners = [prompt for prompt in prompts for _ in range(spec.n)]
-        going = [i for i, hint in enumerate(hints) if hint.finish_reason == "length"]
-        rest = replace(spec, n=1, max_new_tokens=spec.max_new_tokens - self.hints.tokens)
-        continued = self.complete([begun(owners[i], hints[i], i % spec.n) for i in going], rest) if going else []
-        rests = dict(zip(going, continued, strict=True))
-        return [whole(hint, rests.get(i), module.tokenizer, spec.stop) for i, hint in enumerate(hints)]
+        write = partial(self.complete, of="the hints", engine=self.engine_of(module.hint_writer))
+        return self.hints.complete(prompts, spec, write, self.complete, module.tokenizer)
 
     def _assemble(self, samples: Samples, epoch: int) -> Round:
         ending = self._ending if self.gold else as_sampled

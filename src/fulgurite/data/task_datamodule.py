@@ -132,6 +132,11 @@ class TaskDataModule(L.LightningDataModule, ABC):
             raise ConfigError("trainer.strategy is FSDP1, which breaks with manual optimisation; use fsdp2")
         self.bound, self.start, self.encoded = {}, 0, {}
         self.training_prompts, self.identities = [], {}
+        pairs = {f"{name}_{model}": name for model in trainer.lightning_module.trained_names[1:] for name in self.benchmarks}
+        if taken := sorted(pairs.keys() & self.benchmarks.keys()):
+            raise ConfigError(
+                f"the benchmark {taken[0]!r} has the name under which {pairs[taken[0]]!r} is shown for another model; rename it"
+            )
         tested = {name: self.prompts_of(b.split, b.task) for name, b in self.benchmarks.items()}
         for name, prompts in tested.items():
             within_limit(prompts, self.max_prompt_tokens, f"the benchmark {name!r}", "raise it, a benchmark keeps all prompts")

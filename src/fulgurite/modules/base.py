@@ -31,7 +31,8 @@ class RoundModule(L.LightningModule, ABC):
     """Trains on rounds. A subclass names its loss components and computes their sums on a micro-batch.
 
     `global_step` is the number of optimizer steps. The counters `rounds`, `updates`, `sampled_tokens`, `trained_tokens`,
-    `empty_minibatches` and `skipped_updates` are summed over ranks and saved with the weights.
+    `empty_minibatches` and `skipped_updates` are summed over ranks and saved with the weights; a token counts as trained once
+    for each model that it trained.
 
     Args:
         trained: {name: source} of the models that are trained; a source is a path, a hub name or a `TinyModel`.
