@@ -36,7 +36,7 @@ def work(ranks: int, strategy: str) -> None:
     engine = StaleOnTheSecondRank() if os.environ.get("T_STALE") else VLLMEngine()
     data = tiny_data(
         task=Ragged(digits=1), prompts_per_step=5, sampling=SamplingSpec(max_new_tokens=12), engine=engine,
-        benchmarks=tiny_benchmarks(),
+        benchmarks={"hard": tiny_benchmarks()["hard"]},
     )  # fmt: skip
     module, recorder = tiny_grpo(policy=VLLM_TINY), RankRecorder()
     tiny_trainer(
