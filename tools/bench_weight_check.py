@@ -53,7 +53,7 @@ class Rounds(L.Callback):
         middle = time.perf_counter()
         weights = ChecksummedWeights(model.named_full_weights(), data.engine.dtype)
         data.engine.load_weights(weights, int(module.updates))
-        check_load(trainer, data.engine, module.sampling_model, weights, data.temperature)
+        check_load(trainer, data.engine, model, weights, data.temperature)
         self.bare.append(middle - begin)
         self.checked.append(time.perf_counter() - middle)
         data.engine.version = None  # so that the next round loads and checks, as every round does
