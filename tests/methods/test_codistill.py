@@ -19,6 +19,7 @@ from fulgurite.callbacks.downsampling import DownSampling
 from fulgurite.callbacks.export import ModelExport
 from fulgurite.credit.group import Advantage
 from fulgurite.data.hints import Hints
+from fulgurite.data.supervised_datamodule import SupervisedDataModule
 from fulgurite.engines.transformers_engine import TransformersEngine
 from fulgurite.models.causal_lm import CausalLM, TinyModel, load_tokenizer
 from fulgurite.modules.codistill import CoDistillGRPO
@@ -392,6 +393,20 @@ def test_sampled_padding_that_the_other_model_lacks_is_refused(tmp_path):
     module = CoDistillGRPO(padded(tmp_path / "small", TINY, 128), LARGE)
     with pytest.raises(ConfigError, match="was sampled, which stands for nothing, and large has only 64"):
         fit(module, pair_data(), CoDistillation())
+
+
+def test_hints_of_padding_that_the_small_model_lacks_are_refused(tmp_path):
+    module = pair(padded(tmp_path / "large", LARGE, 128))
+    with pytest.raises(ConfigError, match="was sampled, which stands for nothing, and the model that goes on has only 64"):
+        fit(module, pair_data(hints=Hints(tokens=3), prompts_per_step=16), CoDistillation())
+
+
+def test_solutions_are_no_rounds():
+    data = SupervisedDataModule(EvenDigits(digits=1), prompts_per_step=3, updates_per_round=2)
+    with pytest.raises(ConfigError, match="CoDistillation changes rounds of completions, and SupervisedDataModule has none"):
+        fit(pair(), data, CoDistillation())
+    with pytest.raises(ConfigError, match="CoDistillGRPO reads the coefficient stream 'large', which SupervisedDataModule"):
+        fit(pair(), data)
 
 
 def test_other_tokenizers_are_refused_with_the_first_token_that_differs(monkeypatch):

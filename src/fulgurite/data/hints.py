@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..engines.requests import cut
+from ..guards.vocabulary import check_real_tokens
 from ..seeding import address
 from ..types import Completion, ConfigError, Prompt, SamplingSpec
 
@@ -37,10 +38,12 @@ class Hints:
         write: Callable[[Sequence[Prompt], SamplingSpec], list[Completion]],
         go_on: Callable[[Sequence[Prompt], SamplingSpec], list[Completion]],
         tokenizer: PreTrainedTokenizerBase,
+        known: int,
     ) -> list[Completion]:
         """`spec.n` completions of each prompt, prompt by prompt; `write` draws their hints and `go_on` the rest, each row under
-        an address of its own."""
+        an address of its own. `known` is the number of tokens of the model that goes on."""
         hints = write(prompts, replace(spec, max_new_tokens=self.tokens, seed=address(spec.seed, "hint")))
+        check_real_tokens(max(token for hint in hints for token in hint.token_ids), known, "the model that goes on")
         rows = zip((prompt for prompt in prompts for _ in range(spec.n)), hints, strict=True)
         begun = {
             i: replace(prompt, id=f"{prompt.id} hint {i % spec.n}", token_ids=prompt.token_ids + hint.token_ids)

@@ -251,7 +251,8 @@ class RolloutDataModule(TaskDataModule):
             return self.complete(prompts, spec)
         module = self.trainer.lightning_module
         write = partial(self.complete, of="the hints", engine=self.engine_of(module.hint_writer))
-        return self.hints.complete(prompts, spec, write, self.complete, module.tokenizer)
+        known = module.sampling_model.vocabulary_size
+        return self.hints.complete(prompts, spec, write, self.complete, module.tokenizer, known)
 
     def _assemble(self, samples: Samples, epoch: int) -> Round:
         ending = self._ending if self.gold else as_sampled

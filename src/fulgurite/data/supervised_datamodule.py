@@ -13,6 +13,7 @@ from ..types import Completion, ConfigError, Minibatch, Segment, Verdict
 from .assemble import Samples, assemble
 from .prompts import PromptOrder
 from .task_datamodule import Benchmark, TaskDataModule
+from .transforms import find_transforms
 
 
 class SupervisedDataModule(TaskDataModule):
@@ -51,8 +52,20 @@ class SupervisedDataModule(TaskDataModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage == "fit":
-            self.solution_of(0)
+        if stage != "fit":
+            return
+        module = self.trainer.lightning_module
+        if transforms := find_transforms(self.trainer.callbacks):
+            raise ConfigError(
+                f"{type(transforms[0]).__name__} changes rounds of completions, and SupervisedDataModule has none; expected "
+                "RolloutDataModule, or no such callback"
+            )
+        if streams := sorted({c.stream for c in module.components.values()} - {None}):
+            raise ConfigError(
+                f"{type(module).__name__} reads the coefficient stream {streams[0]!r}, which SupervisedDataModule does not "
+                "set; expected RolloutDataModule, or the module SupervisedFineTuning"
+            )
+        self.solution_of(0)
 
     def minibatches(self) -> Iterator[Minibatch]:
         start, self.start = self.start, 0

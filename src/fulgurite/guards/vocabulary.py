@@ -7,6 +7,22 @@ from collections.abc import Mapping
 from ..types import ConfigError
 
 
+def check_real_tokens(largest: int, size: int, reader: str) -> None:
+    """
+    Args:
+        largest: id among the tokens that another model wrote.
+        size: of the embeddings of the model that reads them, named `reader`.
+
+    Raises:
+        ConfigError: the reader has no such token: padding of the writer's vocabulary was sampled.
+    """
+    if largest >= size:
+        raise ConfigError(
+            f"token {largest} was sampled, which stands for nothing, and {reader} has only {size}; expected completions of "
+            "real tokens: take models that were trained with this tokenizer"
+        )
+
+
 def check_same_tokens(first: Mapping[str, int], second: Mapping[str, int], names: tuple[str, str]) -> None:
     """Compares {token: id} of two tokenizers. Sizes of models are not compared: embeddings may be padded.
 

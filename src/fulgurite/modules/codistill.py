@@ -23,12 +23,12 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from ..guards.vocabulary import check_same_tokens
+from ..guards.vocabulary import check_real_tokens, check_same_tokens
 from ..losses.aggregate import Aggregation
 from ..losses.compose import Component
 from ..losses.policy import check_settings, policy_loss
 from ..losses.ratio import RatioLevel, log_ratio
-from ..models.causal_lm import CausalLM, TinyModel, load_tokenizer
+from ..models.causal_lm import TinyModel, load_tokenizer
 from ..types import ConfigError, Minibatch, Segment
 from .base import RoundModule
 from .mismatch import mismatch_metrics, mismatch_values
@@ -108,7 +108,7 @@ class CoDistillGRPO(RoundModule):
             return super().column(name, rows)
         keep = rows.keep(*COMPLETION)
         model = self.model_of(name)
-        check_in_vocabulary(rows.tokens[keep], model, name)
+        check_real_tokens(int(rows.tokens.max()), model.vocabulary_size, name)
         return model.score(rows.tokens, keep, rows.temperature).logprobs
 
     def losses(self, rows: Minibatch, model: str) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor] | Tensor]]:
@@ -129,16 +129,3 @@ class CoDistillGRPO(RoundModule):
 
     def summarise(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         return mismatch_metrics(values)
-
-
-def check_in_vocabulary(tokens: Tensor, model: CausalLM, name: str) -> None:
-    """
-    Raises:
-        ConfigError: a token of the completions, (K,), has no place in the model: another model's padding was sampled.
-    """
-    size = model.vocabulary_size
-    if len(tokens) and int(tokens.max()) >= size:
-        raise ConfigError(
-            f"token {int(tokens.max())} was sampled, which stands for nothing, and {name} has only {size}; expected "
-            "completions of real tokens: take a model that was trained with this tokenizer"
-        )
