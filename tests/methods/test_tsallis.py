@@ -470,7 +470,7 @@ def test_forced_tokens_and_dropped_answers_have_no_credit():
 @pytest.mark.parametrize(
     ("settings", "data", "word"),
     [
-        ({}, {"gold": None}, "LatentReasoning learns from gold answers, and data.gold is null"),
+        ({}, {"gold": None}, "TsallisReweighting has reward: likelihood, and data.gold is null"),
         ({}, {"steps_per_round": 2}, "a round has 2 updates"),
         ({}, {"inner_epochs": 3}, "a round has 3 updates"),
         ({}, {"sampling": SamplingSpec(temperature=0.7)}, "temperature 0.7"),

@@ -94,14 +94,9 @@ def check_gold(gold: GoldAnswer | None, reads: bool, of: str, task: Task, prompt
         prompts: of the task, that are trained on.
 
     Raises:
-        ConfigError: gold tokens that nothing reads, or none where something does; a prompt without a reference answer.
+        ConfigError: gold tokens that nothing reads, or a prompt without a reference answer.
     """
     if gold is None:
-        if reads:
-            raise ConfigError(
-                f"{of} learns from gold answers, and data.gold is null; expected the text after which they stand, for example "
-                "gold: {after: '</think>'}"
-            )
         return
     if not reads:
         raise ConfigError(
