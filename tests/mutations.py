@@ -327,9 +327,30 @@ BREAKS = (
     Break(
         "a group that teaches stops the run",
         "guards/all_equal_groups.py",
-        "equal[sampled.group_index[coefficients != 0]] = False",
+        "credited[sampled.group_index[sampled.coefficients[name] != 0]] = True",
         "pass",
         "tests/faults/test_guards.py::test_equal_rewards_are_no_fault_where_there_is_credit",
+    ),
+    Break(
+        "credit of one model hides that the other has none",
+        "guards/all_equal_groups.py",
+        "max(equal, key=equal.__getitem__)",
+        "min(equal, key=equal.__getitem__)",
+        "tests/faults/test_guards.py::test_every_trained_model_needs_credit",
+    ),
+    Break(
+        "cut reasoning stops a run that answers it",
+        "guards/truncation.py",
+        'completion.finish_reason == "length" and not ended',
+        'completion.finish_reason == "length"',
+        "tests/faults/test_guards.py::test_reasoning_that_a_gold_answer_ends_is_no_fault",
+    ),
+    Break(
+        "gold answers trained against",
+        "callbacks/downsampling.py",
+        "if self.recentre and owner.streams and not owner.centred:",
+        "if False:",
+        TSALLIS + "test_gold_answers_are_never_trained_against",
     ),
     Break(
         "large model paid for its own likelihood",

@@ -104,6 +104,7 @@ class StubModule(L.LightningModule):
         self.time = FakeTime()
         self.clock = PhaseClock(wall=self.time, cpu=self.time)
         self.last_update: dict[str, float] = {}
+        self.streams: dict[str, set[str]] = {"policy": set()}
         for name in COUNTERS:
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
 

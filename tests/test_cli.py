@@ -215,6 +215,7 @@ def test_every_config_runs_two_rounds_with_tiny_models(path, tmp_path, monkeypat
     for name in models:
         assert isinstance(saved["model"]["init_args"][name], dict)
         assert (tmp_path / "run" / name / "model.safetensors").exists()
+        assert saved["model"]["init_args"][name]["seed"] == int(name == "large"), "two models of a pair are not the same one"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)

@@ -13,7 +13,7 @@ from fulgurite.data.assemble import Samples, assemble
 from fulgurite.data.prompts import PromptOrder, encode
 from fulgurite.data.supervised_datamodule import SupervisedDataModule
 from fulgurite.data.task_datamodule import Benchmark
-from fulgurite.data.transforms import RoundTransform, check_owners, find_transforms
+from fulgurite.data.transforms import RoundTransform, check_streams, find_transforms
 from fulgurite.models.causal_lm import load_tokenizer
 from fulgurite.modules.supervised import SupervisedFineTuning
 from fulgurite.seeding import address
@@ -105,8 +105,8 @@ def test_a_round_survives_a_checkpoint_that_loads_weights_only(tmp_path):
 
 
 class Stage(Callback, RoundTransform):
-    def __init__(self, name, stage, streams=()):
-        self.name, self.stage, self.streams = name, stage, streams
+    def __init__(self, name, stage, streams=(), reads=()):
+        self.name, self.stage, self.streams, self.reads = name, stage, streams, reads
 
     def transform(self, held):
         return held
@@ -118,11 +118,25 @@ def test_transforms_run_by_stage_whatever_the_order_of_the_callbacks():
 
 
 def test_a_stream_with_two_owners_is_refused():
-    check_owners([Stage("a", "advantage", ("small",)), Stage("r", "reweight", ("small",))], ["policy"])
+    owner, scaler = Stage("a", "advantage", ("small",)), Stage("r", "reweight", ("small",), reads=("policy",))
+    check_streams([owner, scaler], True, ("policy",), {"policy", "small"}, "GRPO")
     with pytest.raises(ConfigError, match="'policy' has two owners: data.advantage and Stage"):
-        check_owners([Stage("a", "advantage", ("policy",))], ["policy"])
+        check_streams([Stage("a", "advantage", ("policy",))], True, ("policy",), {"policy"}, "GRPO")
     with pytest.raises(ConfigError, match="two owners: Stage and Stage"):
-        check_owners([Stage("a", "advantage", ("x",)), Stage("b", "advantage", ("x",))], [])
+        check_streams([Stage("a", "advantage", ("x",)), Stage("b", "advantage", ("x",))], False, (), {"x"}, "GRPO")
+
+
+def test_a_stream_without_an_owner_or_a_reader_is_refused():
+    arguments = True, ("policy",), {"policy"}, "GRPO"
+    with pytest.raises(ConfigError, match="nothing sets the coefficient stream 'policy' that GRPO reads; set data.advantage"):
+        check_streams([], False, *arguments[1:])
+    with pytest.raises(ConfigError, match="'answer' that GRPO reads; take a module that does not read it, or add"):
+        check_streams([], *arguments[:2], {"policy", "answer"}, "GRPO")
+    with pytest.raises(ConfigError, match="Stage sets the coefficient stream 'small', and GRPO reads policy"):
+        check_streams([Stage("a", "advantage", ("small",))], *arguments)
+    with pytest.raises(ConfigError, match="Stage.stream is 'small', which nothing sets; expected policy"):
+        check_streams([Stage("s", "select", reads=("small",))], *arguments)
+    check_streams([Stage("a", "advantage", ("small", "large"))], False, ("small", "large"), {"small"}, "one of a pair")
 
 
 def fit_rounds(data, rounds=2, callbacks=(), **module) -> tuple[list[tuple[Round, Round]], L.LightningModule]:

@@ -39,7 +39,7 @@ VALUES = {
     | {"model.small": "meta-llama/Llama-3.2-1B-Instruct", "model.large": "meta-llama/Llama-3.1-8B-Instruct"},
     "codistill_tail": {
         "model.optimizer.learning_rate": 1e-6, "model.kl_beta": 0.0, "data.advantage.scale": "none",
-        "data.completions_per_prompt": 14, "data.prompts_per_step": 32, "kept": 8,
+        "data.completions_per_prompt": 8, "data.prompts_per_step": 32,
     },
     "garl": TSALLIS | {"estimator": "garl"},
     "paft": TSALLIS | {"estimator": "paft"},

@@ -205,12 +205,14 @@ class CLI(LightningCLI):
 
     def _models(self, settings: Namespace) -> None:
         """Makes models tiny where asked, and refuses a missing folder with the command that makes it."""
-        for name in resolve_name(settings.model.class_path).model_arguments:
-            source = settings.model.init_args.get(name)
+        models = settings.model.init_args
+        named = {name: models.get(name) for name in resolve_name(settings.model.class_path).model_arguments}
+        sources = [*dict.fromkeys(map(str, named.values()))]
+        for name, source in named.items():
             if not isinstance(source, str):
                 continue
-            if settings.tiny:
-                settings.model.init_args[name] = Namespace(vars(TinyModel()))
+            if settings.tiny:  # different models stay different
+                models[name] = Namespace(vars(TinyModel(seed=sources.index(source))))
             elif source.startswith(("runs/", "./", "/", "../")) and not Path(source).is_dir():
                 raise ConfigError(f"no model at {source}; {how_to_make(source, settings.get('config') or [])}")
 

@@ -20,10 +20,10 @@ from fulgurite.guards import GuardError
 from fulgurite.guards.all_equal_groups import check_all_equal_groups, equal_groups, equal_groups_without_credit
 from fulgurite.guards.engine_gap import check_engine_gap
 from fulgurite.guards.failed_grading import check_failed_grading
-from fulgurite.guards.truncation import check_truncation
+from fulgurite.guards.truncation import check_truncation, cut_completions, cut_without_gold
 from fulgurite.guards.weights_move import check_weights_move, count_moved, watch
 from fulgurite.tasks.grading import Grader
-from fulgurite.types import ConfigError
+from fulgurite.types import ConfigError, Segment
 from records import StubModule, StubRounds, make_round
 from tiny import tiny_data, tiny_grpo
 
@@ -86,6 +86,16 @@ def test_a_round_in_between_starts_the_count_again(tmp_path):
     assert (rounds, error, len(warned)) == (6, None, 2)
 
 
+def test_reasoning_that_a_gold_answer_ends_is_no_fault(tmp_path):
+    segments = CUT.segments.clone()
+    segments[:3, -1] = int(Segment.GOLD)
+    ended = replace(CUT, segments=segments)
+    assert (cut_completions(ended), cut_without_gold(ended)) == ((4, 4), 1)
+    assert fit(tmp_path, Guards(patience_rounds=1), rounds=[ended]) == (6, None, [])
+    _, error, _ = fit(tmp_path, Guards(max_truncated=0.2, patience_rounds=1), rounds=[ended])
+    assert "1 of 4 completions of this round were cut" in error
+
+
 def test_truncation_one_switches_it_off(tmp_path):
     assert fit(tmp_path, Guards(max_truncated=1, patience_rounds=1), rounds=[CUT]) == (6, None, [])
 
@@ -103,7 +113,7 @@ def test_the_truncation_threshold_itself_is_allowed_and_no_completion_says_nothi
 def test_rounds_of_all_equal_groups_stop_the_run(tmp_path):
     rounds, error, warned = fit(tmp_path, Guards(patience_rounds=2), rounds=[EQUAL])
     assert rounds == 1
-    assert "in 2 of 2 groups of this round all completions have the same reward (round 2 in a row)" in error
+    assert "in 2 of 2 groups of this round all completions have the same reward, and none has credit for 'policy' (rou" in error
     assert "expected a share below 1.0. Take prompts that the model solves sometimes" in error
     assert len(warned) == 1
 
@@ -120,18 +130,33 @@ def test_groups_of_one_row_and_prompts_without_rows_are_not_counted():
     assert equal_groups(make_round([[1.0], [0.5, 0.5], [], [0.0, 0.25]])) == (1, 2)
     assert equal_groups(make_round([])) == (0, 0)
     assert equal_groups(make_round([[-1.0, -1.0], [-1.0, -2.0]])) == (1, 2)
-    assert check_all_equal_groups(0, 0, 1.0, streak=4, patience=5) == 4
+    assert check_all_equal_groups({"policy": 0}, 0, 1.0, streak=4, patience=5) == 4
 
 
 def test_equal_rewards_are_no_fault_where_there_is_credit(tmp_path):
     """Such as that of the likelihood of a gold answer, where no completion is right."""
     rewards = [[0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.5]]
     streams = {"policy": [0, 0, 0, 0.1, 1, -1, 1], "answer": [0.0] * 7}
-    assert equal_groups_without_credit(make_round(rewards, coefficients=streams)) == (1, 3)
-    assert equal_groups_without_credit(make_round(rewards)) == equal_groups(make_round(rewards)) == (2, 3)
+    held = make_round(rewards, coefficients=streams)
+    assert equal_groups_without_credit(held, {"policy": {"policy", "answer"}}) == {"policy": 1}
+    assert equal_groups_without_credit(held, {"policy": {"answer"}}) == {"policy": 2}
+    assert equal_groups_without_credit(held, {"policy": set()}) == {"policy": 2} and equal_groups(held) == (2, 3)
     taught = make_round([[0.0, 0.0]] * 2, coefficients={"policy": [0.5, -0.5, 0.1, -0.1]})
-    rounds, error, warned = fit(tmp_path, Guards(patience_rounds=1), rounds=[taught])
+    module = StubModule()
+    module.streams = {"policy": {"policy"}}
+    rounds, error, warned = fit(tmp_path, Guards(patience_rounds=1), rounds=[taught], module=module)
     assert error is None and not warned
+
+
+def test_every_trained_model_needs_credit(tmp_path):
+    """One model of a pair may have credit of its own, whatever the rewards are: that must not hide that the other has none."""
+    streams = {"small": {"small"}, "large": {"large"}}
+    equal = make_round([[0.0, 0.0]] * 2, coefficients={"small": [0.5, -0.5, 0.1, -0.1], "large": [0.0] * 4})
+    assert equal_groups_without_credit(equal, streams) == {"small": 0, "large": 2}
+    module = StubModule()
+    module.streams = streams
+    rounds, error, _ = fit(tmp_path, Guards(patience_rounds=2), rounds=[equal], module=module)
+    assert rounds == 1 and "in 2 of 2 groups of this round" in error and "none has credit for 'large' (round 2" in error
 
 
 # Failed grading

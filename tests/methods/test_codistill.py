@@ -17,8 +17,9 @@ from torch import Tensor
 from fulgurite.callbacks.codistillation import CoDistillation
 from fulgurite.callbacks.downsampling import DownSampling
 from fulgurite.callbacks.export import ModelExport
+from fulgurite.callbacks.pruning import CompletionPruning
 from fulgurite.credit.group import Advantage
-from fulgurite.data.hints import Hints
+from fulgurite.data.hints import Hints, whole
 from fulgurite.data.supervised_datamodule import SupervisedDataModule
 from fulgurite.engines.transformers_engine import TransformersEngine
 from fulgurite.models.causal_lm import CausalLM, TinyModel, load_tokenizer
@@ -266,6 +267,18 @@ def test_rows_are_dropped_before_any_gradient_and_centred_again(recentre, monkey
         assert float(left.max() - left.min()) == pytest.approx(float(small.max() - small.min()), abs=1e-6)
 
 
+def test_rows_that_are_only_counted_stay_so():
+    rounds = Rounds()
+    data = tiny_data(task=EvenDigits(digits=1), completions_per_prompt=6, prompts_per_step=8)
+    fit(tiny_grpo(), data, CompletionPruning(0.5, divisor="group"), DownSampling(2), rounds)
+    ((_, kept),) = rounds.seen
+    read = kept.read_rows()
+    for group in range(8):
+        mine = kept.group_index == group
+        assert int((mine & read).sum()) == 2 and int((mine & ~read).sum()) == 3
+        assert float(kept.coefficients["policy"][mine & read].sum()) == pytest.approx(0, abs=1e-6)
+
+
 def test_keeping_all_changes_nothing(grpo_gradients):
     got = gradients_of(pair(TINY, tokens_per_microbatch=1), pair_data(), CoDistillation(), DownSampling(4, stream="small"))
     for key, gradient in grpo_gradients.items():
@@ -356,6 +369,21 @@ def test_the_text_of_a_hinted_completion_is_judged_whole():
         assert verdict.answer == completion.text
 
 
+@pytest.mark.parametrize("stop", ["1#", "#1", "##"])
+def test_a_stop_text_that_begins_in_the_hint_ends_the_completion(stop):
+    tokenizer = load_tokenizer(TINY)
+
+    def completion(text: str, reason: str) -> Completion:
+        tokens = tuple(tokenizer(text, add_special_tokens=False).input_ids)
+        return Completion(tokens, tuple(-0.1 * (i + 1) for i in range(len(tokens))), reason, text)
+
+    made = whole(completion("2" + stop[0], "length"), completion(stop[1] + "34", "length"), tokenizer, [stop])
+    assert (made.text, made.finish_reason, made.hint) == ("2", "stop", 2)
+    assert tokenizer.decode(made.token_ids) == "2" + stop and made.logprobs == (-0.1, -0.2, -0.1)
+    other = whole(completion("2", "length"), completion("34", "length"), tokenizer, [stop])
+    assert (other.text, other.finish_reason, len(other.token_ids)) == ("234", "length", 3)
+
+
 # What is refused
 
 
@@ -431,20 +459,32 @@ def test_settings_of_the_data_that_cannot_work(data, word):
 def test_other_settings_that_cannot_work():
     for make, word in (
         (lambda: CoDistillation(-1.0), "alpha is -1.0"),
+        (lambda: CoDistillation(math.inf), "alpha is inf"),
         (lambda: CoDistillation(const_len=0), "const_len is 0"),
         (lambda: DownSampling(0), "keep is 0"),
+        (lambda: DownSampling(1), "keep is 1 with recentre: true"),
         (lambda: DownSampling(2, rule="best"), "rule is 'best'"),
         (lambda: Hints(tokens=0), "tokens 0"),
         (lambda: Hints(rounds=0), "rounds 0"),
         (lambda: pair(aggregation="seq_mean_token_sum_const"), "const_len is None"),
+        (lambda: pair(aggregation="seq_mean_token_sum_const", const_len=0), "const_len is 0"),
         (lambda: pair(eps_low=-1), "eps_low is -1"),
     ):
         with pytest.raises(ConfigError, match=word):
             make()
     with pytest.raises(ConfigError, match="data.hints is given, and GRPO has no other model"):
         fit(tiny_grpo(), tiny_data(hints=Hints(tokens=2)))
-    with pytest.raises(ConfigError, match="nothing sets the coefficient stream 'large'"):
-        fit(pair(), pair_data())
+    for module, data, callbacks, word in (
+        (pair(), pair_data(), [], "nothing sets the coefficient stream 'large'"),
+        (pair(), pair_data(), [CoDistillation(), DownSampling(2)], "DownSampling.stream is 'policy', which nothing sets"),
+        (pair(), pair_data(), [CoDistillation(), CompletionPruning(0.5)], "CompletionPruning.stream is 'policy'"),
+        (tiny_grpo(), tiny_data(), [CoDistillation()], "CoDistillation sets the coefficient stream 'large', and GRPO reads p"),
+        (pair(), pair_data(further_engines={"larg": TransformersEngine()}), [CoDistillation()], "'larg', and beside"),
+        (tiny_grpo(), tiny_data(further_engines={"x": TransformersEngine()}), [], "GRPO has none that writes"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            fit(module, data, *callbacks)
+    fit(pair(train_large=False), pair_data(further_engines={"large": TransformersEngine()}), CoDistillation())
 
 
 # Optimizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from tabular import TabularGRPO, assert_same, fit, single_tokens, whole_logprobs
 from torch import Tensor, nn
 
+from fulgurite.callbacks.downsampling import DownSampling
 from fulgurite.callbacks.tsallis import TsallisReweighting
 from fulgurite.credit.group import group_advantages
 from fulgurite.credit.tsallis import garl, paft, resample, tsallis_loss
@@ -25,7 +27,7 @@ from fulgurite.modules.optimizer import OptimizerSpec
 from fulgurite.tasks.addition import Addition
 from fulgurite.types import Completion, ConfigError, Prompt, Round, SamplingSpec, Segment, Verdict
 from golden_vectors import cases, document, name_of
-from tiny import TINY, tiny_data
+from tiny import TINY, tiny_data, tiny_grpo
 
 STILL = OptimizerSpec(learning_rate=0.0, max_grad_norm=0.0)
 TABLES = cases("tsallis", "tabular")
@@ -448,10 +450,13 @@ def test_the_gradient_of_a_round_is_that_of_its_own_likelihoods(estimator, monke
 
 
 def test_forced_tokens_and_dropped_answers_have_no_credit():
-    seen = Seen()
-    fit(latent(), gold_data(sampling=SamplingSpec(max_new_tokens=5), prompts_per_step=16), TsallisReweighting(), seen)
+    seen, module = Seen(), latent()
+    fit(module, gold_data(sampling=SamplingSpec(max_new_tokens=5), prompts_per_step=16), TsallisReweighting(), seen)
     (held,) = seen.rounds
     kinds = held.segments
+    credited = torch.stack([*held.coefficients.values()]).any(0)
+    trained = (kinds == int(Segment.SAMPLED)) | (kinds == int(Segment.GOLD))
+    assert int(module.trained_tokens) == int(trained[credited].sum()) < int((kinds > int(Segment.PROMPT))[credited].sum())
     (hash_token,) = held.tokens[kinds == int(Segment.FORCED)].unique()
     for tokens, segments, completion in zip(held.tokens, kinds, held.completions, strict=True):
         row = tokens[segments == int(Segment.SAMPLED)].tolist()
@@ -476,7 +481,7 @@ def test_forced_tokens_and_dropped_answers_have_no_credit():
         ({}, {"sampling": SamplingSpec(temperature=0.7)}, "temperature 0.7"),
         ({}, {"sampling": SamplingSpec(top_k=5)}, "top_k 5"),
         ({}, {"completions_per_prompt": 1}, "completions_per_prompt is 1"),
-        ({"reward": "verifier"}, {}, "nothing sets the coefficient stream 'answer'"),
+        ({"reward": "verifier"}, {}, "'answer' that LatentReasoning reads; take a module that does not read it"),
     ],
 )
 def test_runs_that_would_be_wrong_are_refused_before_a_model_loads(settings, data, word, monkeypatch):
@@ -485,6 +490,26 @@ def test_runs_that_would_be_wrong_are_refused_before_a_model_loads(settings, dat
     made.gold = data.get("gold", made.gold)
     with pytest.raises(ConfigError, match=word):
         fit(latent(), made, TsallisReweighting(**settings))
+
+
+def test_gold_answers_are_never_trained_against():
+    """Subtracting a mean from their credit would make half of them less likely."""
+    with pytest.raises(ConfigError, match="the credit that TsallisReweighting sets is not centred"):
+        fit(latent(), gold_data(), TsallisReweighting(), DownSampling(2))
+    data = gold_data(completions_per_prompt=4)
+    fit(latent(), data, TsallisReweighting(), DownSampling(2, recentre=False))
+    assert len(data.held) == 2 * len(data.held.prompts) and (data.held.coefficients["answer"] > 0).any()
+    assert (data.held.coefficients["answer"] >= 0).all()
+
+
+@pytest.mark.parametrize("aggregation", ["seq_mean_token_mean", "token_mean", "seq_mean_token_sum"])
+def test_a_division_by_the_length_is_warned_of(aggregation):
+    module = tiny_grpo(aggregation=aggregation)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(module, tiny_data(advantage=None), TsallisReweighting(reward="verifier"))
+    warned = [w for w in caught if "which divides by lengths" in str(w.message)]
+    assert bool(warned) == (aggregation != "seq_mean_token_sum")
 
 
 @pytest.mark.parametrize(

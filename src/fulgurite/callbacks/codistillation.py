@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -27,11 +29,12 @@ class CoDistillation(Callback, RoundTransform):
 
     stage = "advantage"
     streams = ("small", "large")
+    centred = True
     columns = ("small", "large")
 
     def __init__(self, alpha: float = 1.0, const_len: int | None = None) -> None:
-        if not alpha >= 0:
-            raise ConfigError(f"CoDistillation.alpha is {alpha}; expected 0 (no reward of the large model) or more")
+        if not 0 <= alpha < math.inf:
+            raise ConfigError(f"CoDistillation.alpha is {alpha}; expected 0 (no reward of the large model) or a number above")
         if const_len is not None and const_len < 1:
             raise ConfigError(f"CoDistillation.const_len is {const_len}; expected at least 1, or null for the own length")
         self.alpha, self.const_len = alpha, const_len

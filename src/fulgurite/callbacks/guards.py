@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ..guards.all_equal_groups import check_all_equal_groups, equal_groups_without_credit
+from ..guards.all_equal_groups import check_all_equal_groups, equal_groups, equal_groups_without_credit
 from ..guards.empty_minibatch import check_empty_round
 from ..guards.engine_gap import PATIENCE_UPDATES, check_engine_gap, max_gap_of
 from ..guards.failed_grading import check_failed_grading, failed_gradings
 from ..guards.non_finite import check_non_finite
-from ..guards.truncation import check_truncation, cut_completions
+from ..guards.truncation import check_truncation, cut_without_gold
 from ..guards.weights_move import WatchedSlice, check_weights_move, count_moved, watch
 from ..parallel import sum_over_ranks
 from ..types import ConfigError, Round
@@ -22,9 +22,9 @@ class Guards(Callback):
     """One threshold per guard. The first bad observation of a row warns; too many raise `GuardError` on all ranks.
 
     Args:
-        max_truncated: largest share of a round's completions cut by max_new_tokens; 1 switches it off.
-        max_all_equal: a round is bad if at least this share of its groups have equal rewards and no credit; above 1 switches it
-            off.
+        max_truncated: largest share of a round's completions cut by max_new_tokens and without a gold answer; 1 allows all.
+        max_all_equal: a round is bad if at least this share of its groups have equal rewards and no credit for a trained model;
+            above 1 switches it off.
         max_failed: largest share of a round's completions on which the grader or a reward may fail; 1 switches it off.
         patience_rounds: bad rounds in a row, of any of the three, before the run stops.
         max_skipped_updates: updates in a row that may not be finite before the run stops; 0 only warns.
@@ -81,12 +81,14 @@ class Guards(Callback):
         self._watched: list[WatchedSlice] = []
 
     def on_round(self, trainer: Trainer, module: LightningModule, sampled: Round, kept: Round) -> None:
-        counts = torch.tensor([*cut_completions(sampled), *equal_groups_without_credit(sampled), failed_gradings(sampled)[0]])
-        cut, completions, equal, groups, failed = map(int, sum_over_ranks(trainer, counts).tolist())
+        without_credit = equal_groups_without_credit(sampled, module.streams)
+        counts = [len(sampled), cut_without_gold(sampled), failed_gradings(sampled)[0], equal_groups(sampled)[1]]
+        counts = torch.tensor([*counts, *without_credit.values()])
+        completions, cut, failed, groups, *equal = map(int, sum_over_ranks(trainer, counts).tolist())
         streaks, patience = self.streaks, self.patience_rounds
         streaks["truncation"] = check_truncation(cut, completions, self.max_truncated, streaks["truncation"], patience)
         streaks["all_equal_groups"] = check_all_equal_groups(
-            equal, groups, self.max_all_equal, streaks["all_equal_groups"], patience
+            dict(zip(without_credit, equal, strict=True)), groups, self.max_all_equal, streaks["all_equal_groups"], patience
         )
         reason = failed_gradings(sampled)[1]
         streaks["failed_grading"] = check_failed_grading(

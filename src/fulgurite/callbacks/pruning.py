@@ -52,6 +52,7 @@ class CompletionPruning(Callback, RoundTransform):
             if given not in known:
                 raise ConfigError(f"CompletionPruning.{name} is {given!r}; expected {' or '.join(known)}")
         self.rate, self.threshold, self.divisor, self.stream = rate or 0.0, threshold, divisor, stream
+        self.reads = (stream,)
         self.settings = {"scope": scope, "remove": remove, "drop_zero": drop_zero}
         self.scope = "group" if threshold is not None or scope == "group" else "batch"
         self.trainer: Trainer | None = None

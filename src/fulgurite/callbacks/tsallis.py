@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from ..credit.tsallis import effective_sample_size, garl, log_mean, paft, resample, tsallis_loss
@@ -99,6 +100,11 @@ class TsallisReweighting(Callback, RoundTransform):
                 raise ConfigError(
                     "TsallisReweighting has reward: verifier, which credits sampled answers, and data.gold replaces them; "
                     "expected reward: likelihood, or gold: null"
+                )
+            if pl_module.aggregation in ("seq_mean_token_mean", "token_mean"):
+                rank_zero_warn(
+                    f"model.aggregation is {pl_module.aggregation}, which divides by lengths, and the credit of "
+                    "TsallisReweighting is that of whole completions; expected seq_mean_token_sum, or the gradient is another"
                 )
             return
         if not data.gold:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..engines.requests import tokens_until
 from ..tasks.protocol import Task
 from ..types import Completion, ConfigError, Prompt
 
@@ -52,8 +52,8 @@ class GoldAnswer:
 
     def ending(self, answer: str, completion: Completion, tokenizer: PreTrainedTokenizerBase) -> Ending:
         """How the row of a completion ends whose prompt has this reference answer."""
-        sampled, forced = self._reasoning(completion.token_ids, tokenizer), ()
-        if not sampled:
+        sampled, forced = tokens_until([self.after], completion.token_ids, tokenizer.decode), ()
+        if sampled is None:
             sampled = len(completion.token_ids)
             if completion.finish_reason != "length":
                 return Ending(sampled)
@@ -76,14 +76,6 @@ class GoldAnswer:
                     f"the prompt {prompt.id!r} with {max_new_tokens} sampled tokens and its gold answer can have {length} "
                     f"tokens; expected at most {limit}, the model's positions: lower sampling.max_new_tokens"
                 )
-
-    def _reasoning(self, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
-        """The fewest tokens whose text has `after` in it; 0 if there is no such number."""
-
-        def has_ended(count: int) -> bool:
-            return self.after in tokenizer.decode(tokens[:count])
-
-        return 1 + bisect_left(range(1, len(tokens)), True, key=has_ended) if has_ended(len(tokens)) else 0
 
 
 def check_gold(gold: GoldAnswer | None, reads: bool, of: str, task: Task, prompts: Iterable[Prompt]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..engines.requests import cut
+from ..engines.requests import cut, tokens_until
 from ..guards.vocabulary import check_real_tokens
 from ..seeding import address
 from ..types import Completion, ConfigError, Prompt, SamplingSpec
@@ -56,9 +56,15 @@ class Hints:
 
 
 def whole(hint: Completion, rest: Completion | None, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> Completion:
-    """Hint and what was sampled after it, None where nothing was, as one completion."""
+    """Hint and what was sampled after it, None where nothing was, as one completion; a stop text that begins in the hint ends
+    it, too."""
     if rest is None:
         return replace(hint, hint=len(hint.token_ids))
-    tokens = hint.token_ids + rest.token_ids
-    text = cut(tokenizer.decode(tokens, skip_special_tokens=True), stop)
-    return Completion(tokens, hint.logprobs + rest.logprobs, rest.finish_reason, text, len(hint.token_ids))
+
+    def decode(tokens: Sequence[int]) -> str:
+        return tokenizer.decode(tokens, skip_special_tokens=True)
+
+    tokens, logprobs = hint.token_ids + rest.token_ids, hint.logprobs + rest.logprobs
+    end = tokens_until(stop, tokens, decode)
+    reason = rest.finish_reason if end is None else "stop"
+    return Completion(tokens[:end], logprobs[:end], reason, cut(decode(tokens), stop), len(hint.token_ids))

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from ..credit.group import Advantage
 from ..engines.protocol import Engine
+from ..guards.vocabulary import check_real_tokens
 from ..parallel import agree, sum_over_ranks
 from ..seeding import address
 from ..selection.zero_variance import live_rows
@@ -29,7 +30,7 @@ from .hints import Hints
 from .prompts import PromptOrder
 from .rewards import Reward, add_rewards, check_rewards
 from .task_datamodule import Benchmark, TaskDataModule
-from .transforms import RoundTransform, check_owners, find_transforms
+from .transforms import RoundTransform, check_streams, find_transforms
 
 
 class RolloutDataModule(TaskDataModule):
@@ -141,15 +142,8 @@ class RolloutDataModule(TaskDataModule):
         reads_gold = any(Segment.GOLD in c.segments for c in module.components.values())
         check_gold(self.gold, reads_gold, type(module).__name__, self.task, self.training_prompts)
         self.transforms = find_transforms(trainer.callbacks)
-        base = module.advantage_streams if self.advantage else ()
-        check_owners(self.transforms, base)
-        owned = {*base, *(stream for t in self.transforms for stream in t.streams)}
-        missing = {c.stream for c in module.components.values()} - owned - {None}
-        if missing:
-            raise ConfigError(
-                f"nothing sets the coefficient stream {min(missing)!r} that {type(module).__name__} reads; "
-                "set data.advantage, or add the callback that owns it"
-            )
+        read = set().union(*module.streams.values())
+        check_streams(self.transforms, bool(self.advantage), module.advantage_streams, read, type(module).__name__)
         self.credits = [t for t in self.transforms if t.stage != "select"]
         selects = [t for t in self.transforms if t.stage == "select"]
         self.group_selects = [t for t in selects if t.scope == "group" and not t.columns]
@@ -202,7 +196,8 @@ class RolloutDataModule(TaskDataModule):
             self.sync_weights(module.hint_writer)
         if self.gold and self.held is None:
             arguments = self.task, self.training_prompts, module.tokenizer
-            self.gold.check_length(*arguments, self.sampling.max_new_tokens, self.engine.limit)
+            positions = module.sampling_model.hf.config.max_position_embeddings
+            self.gold.check_length(*arguments, self.sampling.max_new_tokens, positions)
         sampled = agree(self.trainer, "sampling a round", self._sample_round, epoch)
         self.engine.sleep()
         if self._hinted(epoch):
@@ -247,8 +242,14 @@ class RolloutDataModule(TaskDataModule):
         return self.hints is not None and epoch < self.hints.rounds
 
     def _complete(self, prompts: list[Prompt], spec: SamplingSpec, epoch: int) -> list[Completion]:
-        if not self._hinted(epoch):
-            return self.complete(prompts, spec)
+        module = self.trainer.lightning_module
+        completions = self._hinted_completions(prompts, spec) if self._hinted(epoch) else self.complete(prompts, spec)
+        largest = max(token for completion in completions for token in completion.token_ids)
+        for name in module.sources:
+            check_real_tokens(largest, module.model_of(name).vocabulary_size, name)
+        return completions
+
+    def _hinted_completions(self, prompts: list[Prompt], spec: SamplingSpec) -> list[Completion]:
         module = self.trainer.lightning_module
         write = partial(self.complete, of="the hints", engine=self.engine_of(module.hint_writer))
         known = module.sampling_model.vocabulary_size

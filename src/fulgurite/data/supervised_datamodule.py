@@ -60,7 +60,7 @@ class SupervisedDataModule(TaskDataModule):
                 f"{type(transforms[0]).__name__} changes rounds of completions, and SupervisedDataModule has none; expected "
                 "RolloutDataModule, or no such callback"
             )
-        if streams := sorted({c.stream for c in module.components.values()} - {None}):
+        if streams := sorted(set().union(*module.streams.values())):
             raise ConfigError(
                 f"{type(module).__name__} reads the coefficient stream {streams[0]!r}, which SupervisedDataModule does not "
                 "set; expected RolloutDataModule, or the module SupervisedFineTuning"

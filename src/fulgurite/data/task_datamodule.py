@@ -132,6 +132,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
             raise ConfigError("trainer.strategy is FSDP1, which breaks with manual optimisation; use fsdp2")
         self.bound, self.start, self.encoded = {}, 0, {}
         self.training_prompts, self.identities = [], {}
+        self._check_engines()
         pairs = {f"{name}_{model}": name for model in trainer.lightning_module.trained_names[1:] for name in self.benchmarks}
         if taken := sorted(pairs.keys() & self.benchmarks.keys()):
             raise ConfigError(
@@ -144,6 +145,15 @@ class TaskDataModule(L.LightningDataModule, ABC):
         if stage == "fit":
             self._set_training_prompts()
             self._check_contamination(tested)
+
+    def _check_engines(self) -> None:
+        module = self.trainer.lightning_module
+        known = {*module.trained_names[1:], module.hint_writer} - {None}
+        if unknown := sorted(self.further_engines.keys() - known):
+            raise ConfigError(
+                f"data.further_engines has {unknown[0]!r}, and beside the sampled model {type(module).__name__} has "
+                f"{' and '.join(sorted(known)) or 'none that writes'}; expected no other names"
+            )
 
     def _set_training_prompts(self) -> None:
         prompts, of, drop = self.prompts_of(self.train_split), f"the split {self.train_split!r}", self.long_prompts == "drop"

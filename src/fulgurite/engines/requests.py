@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 
 from ..seeding import address
 from ..types import ConfigError, Prompt, SamplingSpec
@@ -35,6 +36,16 @@ def end_tokens(*sources) -> list[int]:
 def cut(text: str, stop: Sequence[str]) -> str:
     """The text before the first stop text in it."""
     return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+
+
+def tokens_until(texts: Sequence[str], tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int | None:
+    """The fewest tokens whose text has one of `texts` in it; None if all of them have none."""
+
+    def reached(count: int) -> bool:
+        decoded = decode(tokens[:count])
+        return any(text in decoded for text in texts)
+
+    return 1 + bisect_left(range(1, len(tokens)), True, key=reached) if reached(len(tokens)) else None
 
 
 def request_seed(prompt: Prompt, spec: SamplingSpec) -> int:

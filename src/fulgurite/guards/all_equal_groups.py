@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
+
 import torch
 
 from ..types import Round
@@ -14,12 +16,20 @@ def equal_groups(sampled: Round) -> tuple[int, int]:
     return int(equal.sum()), int(several.sum())
 
 
-def equal_groups_without_credit(sampled: Round) -> tuple[int, int]:
-    """As `equal_groups`, without the equal groups with a coefficient other than 0: credit need not come from rewards."""
-    equal, several = _equal(sampled)
-    for coefficients in sampled.coefficients.values():
-        equal[sampled.group_index[coefficients != 0]] = False
-    return int(equal.sum()), int(several.sum())
+def equal_groups_without_credit(sampled: Round, streams: Mapping[str, Set[str]]) -> dict[str, int]:
+    """Of each trained model, the groups whose rewards are all equal and whose coefficients for it are all 0: credit need not
+    come from rewards.
+
+    Args:
+        streams: {model: the streams that it is trained on}.
+    """
+    equal = dict.fromkeys(streams, _equal(sampled)[0])
+    for model, names in streams.items():
+        for name in names:
+            credited = torch.zeros_like(equal[model])
+            credited[sampled.group_index[sampled.coefficients[name] != 0]] = True
+            equal[model] = equal[model] & ~credited
+    return {model: int(groups.sum()) for model, groups in equal.items()}
 
 
 def _equal(sampled: Round) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,21 +41,26 @@ def _equal(sampled: Round) -> tuple[torch.Tensor, torch.Tensor]:
     return (lowest == highest) & (sizes > 1), sizes > 1
 
 
-def check_all_equal_groups(equal: int, groups: int, max_all_equal: float, streak: int, patience: int) -> int:
-    """The new number of rounds in a row with at least the share `max_all_equal` of groups all equal; a round without
-    groups says nothing.
+def check_all_equal_groups(equal: Mapping[str, int], groups: int, max_all_equal: float, streak: int, patience: int) -> int:
+    """The new number of rounds in a row with at least the share `max_all_equal` of groups all equal and without credit for some
+    model; a round without groups says nothing.
+
+    Args:
+        equal: {model: groups}, see `equal_groups_without_credit`.
+        groups: of two rows or more.
 
     Raises:
         GuardError: that number has reached `patience`.
     """
     if not groups:
         return streak
-    if equal / groups < max_all_equal:
+    model = max(equal, key=equal.__getitem__)
+    if equal[model] / groups < max_all_equal:
         return 0
     return warn_then_stop(
-        f"in {equal} of {groups} groups of this round all completions have the same reward (round {streak + 1} in a "
-        f"row); expected a share below {max_all_equal}. Take prompts that the model solves sometimes, raise the "
-        "sampling temperature or completions_per_prompt, check that the reward finds the answers, or set "
+        f"in {equal[model]} of {groups} groups of this round all completions have the same reward, and none has credit for "
+        f"{model!r} (round {streak + 1} in a row); expected a share below {max_all_equal}. Take prompts that the model solves "
+        "sometimes, raise the sampling temperature or completions_per_prompt, check that the reward finds the answers, or set "
         "guards.max_all_equal above 1 to allow it",
         streak + 1,
         patience,

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from ..types import Round
+from ..types import Round, Segment
 from . import warn_then_stop
 
 
 def cut_completions(sampled: Round) -> tuple[int, int]:
     """(completions cut by max_new_tokens, completions)."""
     return sum(completion.finish_reason == "length" for completion in sampled.completions), len(sampled)
+
+
+def cut_without_gold(sampled: Round) -> int:
+    """As `cut_completions`, without those whose reasoning was ended by a gold answer: nothing of them was left unfinished."""
+    gold = (sampled.segments == int(Segment.GOLD)).any(1).tolist()
+    return sum(
+        completion.finish_reason == "length" and not ended for completion, ended in zip(sampled.completions, gold, strict=True)
+    )
 
 
 def check_truncation(cut: int, completions: int, max_truncated: float, streak: int, patience: int) -> int:

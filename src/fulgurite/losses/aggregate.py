@@ -57,14 +57,10 @@ def denominator(keep: Tensor, mode: Aggregation, const_len: int | None = None) -
     Raises:
         ConfigError: an unknown mode, or `seq_mean_token_sum_const` without a positive const_len.
     """
-    _check(mode)
+    check_const_len(mode, const_len)
     if mode == "token_mean":
         return keep.sum()
-    if mode != "seq_mean_token_sum_const":
-        return torch.tensor(len(keep), device=keep.device)
-    if const_len is None or const_len < 1:
-        raise ConfigError(f"const_len is {const_len}; {mode} expects at least 1: set it to the longest completion in tokens")
-    return torch.tensor(len(keep) * const_len, device=keep.device)
+    return torch.tensor(len(keep) * (const_len or 1), device=keep.device)
 
 
 def per_token(coefficient: Tensor, keep: Tensor) -> Tensor:
@@ -76,6 +72,21 @@ def per_token(coefficient: Tensor, keep: Tensor) -> Tensor:
 def wide(x: Tensor) -> Tensor:
     """The tensor in float32, or as it is if that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def check_const_len(mode: Aggregation, const_len: int | None) -> None:
+    """
+    Raises:
+        ConfigError: an unknown mode; `seq_mean_token_sum_const` without a positive const_len, or another mode with one.
+    """
+    _check(mode)
+    if (mode == "seq_mean_token_sum_const") != (const_len is not None):
+        raise ConfigError(
+            f"aggregation is {mode} and const_len is {const_len}; const_len belongs to seq_mean_token_sum_const, and to "
+            "nothing else"
+        )
+    if const_len is not None and const_len < 1:
+        raise ConfigError(f"const_len is {const_len}; expected at least 1: the longest completion in tokens")
 
 
 def _check(mode: str) -> None:

@@ -94,6 +94,12 @@ class RoundModule(L.LightningModule, ABC):
         """(N, L): one column, for the rows of a micro-batch; called without gradient."""
         raise ConfigError(f"{type(self).__name__} cannot compute the column {name!r}")
 
+    @property
+    def streams(self) -> dict[str, set[str]]:
+        """{trained model: the coefficient streams that its losses read}."""
+        read = {name: {c.stream for c in self._components_of(name).values()} for name in self.trained_names}
+        return {name: streams - {None} for name, streams in read.items()}
+
     # Models
 
     def configure_model(self) -> None:
@@ -176,7 +182,7 @@ class RoundModule(L.LightningModule, ABC):
         torch.manual_seed(address(self._seed, "update", self.current_epoch, batch_idx, self.global_rank))
         components = self.components
         kept = {name: self._rows_of(name, minibatch) for name in self.trained_names}
-        tokens = sum(rows.keep().sum() for rows in kept.values())
+        tokens = sum(self._tokens_of(name, rows) for name, rows in kept.items())
         counts = [c.denominator(minibatch) for c in components.values()] + [tokens]
         *counted, tokens = sum_over_ranks(self.trainer, torch.stack([c.double().cpu() for c in counts])).tolist()
         denominators = dict(zip(components, counted, strict=True))
@@ -219,6 +225,10 @@ class RoundModule(L.LightningModule, ABC):
 
     def _rows_of(self, model: str, minibatch: Minibatch) -> Minibatch:
         return minibatch.take(rows_that_matter(minibatch, self._components_of(model)).nonzero().flatten())
+
+    def _tokens_of(self, model: str, rows: Minibatch) -> Tensor:
+        """Scalar: the tokens that the losses of a model read."""
+        return torch.stack([component.keep(rows) for component in self._components_of(model).values()]).any(0).sum()
 
     def _accumulate(self, model: str, rows: Minibatch) -> tuple[Tensor, dict[str, float]]:
         """Backward through every micro-batch of a model; returns its loss and metrics of the whole update, over all ranks."""

@@ -11,7 +11,7 @@ it likes much more than the small one and that are to become likelier get no gra
 that are to become less likely.
 
 Differs from the paper:
-- the normaliser of the loss is `aggregation`; the paper writes a constant;
+- the normaliser of the loss is `aggregation`, by default a row's own length; what it is in the paper is not known here;
 - a model without a row that has credit takes no part in an update, momentum moves nothing.
 """
 
@@ -23,8 +23,8 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from ..guards.vocabulary import check_real_tokens, check_same_tokens
-from ..losses.aggregate import Aggregation
+from ..guards.vocabulary import check_same_tokens
+from ..losses.aggregate import Aggregation, check_const_len
 from ..losses.compose import Component
 from ..losses.policy import check_settings, policy_loss
 from ..losses.ratio import RatioLevel, log_ratio
@@ -76,11 +76,7 @@ class CoDistillGRPO(RoundModule):
         tokens_per_microbatch: int = 16384,
     ) -> None:
         check_settings(eps_low, eps_high, None, "clip")
-        if (aggregation == "seq_mean_token_sum_const") != (const_len is not None):
-            raise ConfigError(
-                f"aggregation is {aggregation} and const_len is {const_len}; "
-                "const_len belongs to seq_mean_token_sum_const, and to nothing else"
-            )
+        check_const_len(aggregation, const_len)
         pair = {"small": small} | ({"large": large} if train_large else {})
         optimizers = {"small": small_optimizer, "large": large_optimizer}
         frozen = {} if train_large else {"large": large}
@@ -106,10 +102,7 @@ class CoDistillGRPO(RoundModule):
     def column(self, name: str, rows: Minibatch) -> Tensor:
         if name not in ("small", "large"):
             return super().column(name, rows)
-        keep = rows.keep(*COMPLETION)
-        model = self.model_of(name)
-        check_real_tokens(int(rows.tokens.max()), model.vocabulary_size, name)
-        return model.score(rows.tokens, keep, rows.temperature).logprobs
+        return self.model_of(name).score(rows.tokens, rows.keep(*COMPLETION), rows.temperature).logprobs
 
     def losses(self, rows: Minibatch, model: str) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor] | Tensor]]:
         keep, old = rows.keep(*COMPLETION), rows.columns["small"]

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..losses.aggregate import Aggregation, weighted_sum
+from ..losses.aggregate import Aggregation, check_const_len, weighted_sum
 from ..losses.compose import Component
 from ..losses.importance import Importance, raw_weight
 from ..losses.kl import Estimator, reverse_kl, token_kl
@@ -87,13 +87,7 @@ class GRPO(RoundModule):
             raise ConfigError(f"kl_beta is {kl_beta}; expected 0 (no KL term) or more")
         if reference is not None and not kl_beta:
             raise ConfigError("reference is given but kl_beta is 0, so nothing reads it; set kl_beta, or leave reference out")
-        if (aggregation == "seq_mean_token_sum_const") != (const_len is not None):
-            raise ConfigError(
-                f"aggregation is {aggregation} and const_len is {const_len}; "
-                "const_len belongs to seq_mean_token_sum_const, and to nothing else"
-            )
-        if const_len is not None and const_len < 1:
-            raise ConfigError(f"const_len is {const_len}; expected at least 1: the longest completion in tokens")
+        check_const_len(aggregation, const_len)
         frozen = {"reference": policy if reference is None else reference} if kl_beta else {}
         super().__init__({"policy": policy}, frozen, {"policy": optimizer}, tokens_per_microbatch)
         self.eps_low, self.eps_high, self.dual_clip = eps_low, eps_high, dual_clip
