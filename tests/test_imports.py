@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "schedules": set(),
     "run_record": set(),
     "metrics": {"types"},
+    "compare": {"types"},
     "parallel": set(),
     "credit": {"types"},
     "selection": {"types"},
