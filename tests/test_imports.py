@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "metrics": {"types"},
     "compare": {"types"},
     "parallel": set(),
+    "compare": {"types"},
     "credit": {"types"},
     "selection": {"types"},
     "losses": {"types"},
