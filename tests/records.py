@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fulgurite.timing import PhaseClock
 from fulgurite.types import Completion, Prompt, Round, Segment, Verdict
 
-COUNTERS = ("rounds", "updates", "sampled_tokens", "trained_tokens", "empty_minibatches", "skipped_updates")
+COUNTERS = ("rounds", "prompts", "updates", "sampled_tokens", "trained_tokens", "empty_minibatches", "skipped_updates")
 
 
 def make_round(

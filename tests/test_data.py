@@ -229,8 +229,11 @@ def test_the_old_column_is_there_only_when_a_round_has_several_updates():
     assert kept.columns["old"][~mask].abs().sum() == 0
 
 
-def test_sampled_tokens_count_every_completion_token():
+def test_every_prompt_drawn_and_every_token_sampled_is_counted():
+    rounds, module = fit_rounds(tiny_data(task=EvenDigits(digits=1), zero_variance="drop", fill_to=8))
+    assert int(module.prompts) == sum(len(sampled.prompts) for sampled, _ in rounds)
     rounds, module = fit_rounds(tiny_data())
+    assert int(module.prompts) == sum(len(sampled.prompts) for sampled, _ in rounds) == 8
     assert int(module.sampled_tokens) == sum(len(c.token_ids) for sampled, _ in rounds for c in sampled.completions)
     assert [sampled.weight_version for sampled, _ in rounds] == [0, 1] and int(module.updates) == 2 and int(module.rounds) == 2
 

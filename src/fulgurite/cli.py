@@ -13,12 +13,13 @@ USAGE = """usage: fulgurite VERB [options]
   predict    write completions of the benchmarks with their verdicts
   grade      grade answers of a file: fulgurite grade pairs FILE.jsonl
              judge saved completions again: fulgurite grade generations runs/gsm8k/predictions.jsonl
+  compare    train methods side by side: fulgurite compare --config configs/compare/quickstart.yaml
   doctor     check this machine: packages, GPU, vLLM, disk, memory
 
 `fulgurite VERB --help` lists the options; every option is also a key of a config file.
 """
 VERBS = {verb: ".trainer_cli" for verb in ("fit", "validate", "test", "predict")}
-VERBS |= {"grade": ".commands.grade", "doctor": ".commands.doctor"}
+VERBS |= {verb: f".commands.{verb}" for verb in ("grade", "doctor", "compare")}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -170,7 +170,7 @@ class Ledger(Callback):
         step, tokens, loss = module.ledger
         weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in module.parameters()]
         rates = [float(group["lr"]).hex() for group in trainer.optimizers[0].param_groups]
-        counters = [int(module.updates), int(module.sampled_tokens), int(module.trained_tokens)]
+        counters = [int(getattr(module, name)) for name in ("prompts", "updates", "sampled_tokens", "trained_tokens")]
         stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
         row = [
             step,

@@ -20,9 +20,10 @@ ROWS_SHOWN = 4
 class EvaluationLog(Callback):
     """Writes into the run folder what validation measures, and what `predict` samples.
 
-    `evaluation.jsonl`: a row per round with the counters and the numbers of each benchmark; a round evaluated again replaces
-    its row. `summary.json`: `before` and `after` (first and last row: {benchmark: accuracy}, with `interval_95`, `prompts` and
-    the numbers at k), `seconds` by phase, `sampled_tokens`, `trained_tokens`, `updates`, `rounds`, `seed`.
+    `evaluation.jsonl`: a row per round with the counters, `seconds` by phase (null where the run was not trained) and the
+    numbers of each benchmark; a round evaluated again replaces its row. `summary.json`: `before` and `after` (first and last
+    row: {benchmark: accuracy}, with `interval_95`, `prompts` and the numbers at k), `seconds` by phase, `sampled_tokens`,
+    `trained_tokens`, `updates`, `prompts` drawn, `rounds`, `seed`.
     `predictions.jsonl` (rank r > 0: `predictions.rank1.jsonl`): a row per completion of `predict`, see `generation_rows`.
 
     Args:
@@ -53,13 +54,16 @@ class EvaluationLog(Callback):
         for key, value in measured.items():
             name, _, field = key.rpartition("/")
             benchmarks.setdefault(name, {})[field] = value
+        fitting = trainer.state.fn == "fit"  # then later rows are of a future that this run leaves
+        rows = read_rows(run / "evaluation.jsonl")
+        spent = next((r.get("seconds") for r in rows if r["rounds"] == rounds), None)
         row = {
             "rounds": rounds,
-            **{name: int(getattr(module, name)) for name in ("updates", "sampled_tokens", "trained_tokens")},
+            **{name: int(getattr(module, name)) for name in ("prompts", "updates", "sampled_tokens", "trained_tokens")},
+            "seconds": _timer(trainer).totals if fitting and _timer(trainer) else spent,
             "benchmarks": benchmarks,
         }
-        fitting = trainer.state.fn == "fit"  # then later rows are of a future that this run leaves
-        old = [r for r in read_rows(run / "evaluation.jsonl") if r["rounds"] < rounds or (r["rounds"] > rounds and not fitting)]
+        old = [r for r in rows if r["rounds"] < rounds or (r["rounds"] > rounds and not fitting)]
         rows = sorted([*old, row], key=lambda r: r["rounds"])
         _write(run / "evaluation.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
         self._summarise(trainer, run, rows)
@@ -85,11 +89,11 @@ class EvaluationLog(Callback):
             self._summarise(trainer, Path(trainer.default_root_dir), rows)
 
     def _summarise(self, trainer: L.Trainer, run: Path, rows: list[dict]) -> None:
-        timer = next((c for c in trainer.callbacks if isinstance(c, PhaseTimer)), None)
+        timer = _timer(trainer)
         old = json.loads((run / "summary.json").read_text()) if (run / "summary.json").exists() else {}
         fitting = trainer.state.fn == "fit" and timer is not None
         first, last = rows[0], rows[-1]
-        counters = ("rounds", "updates", "sampled_tokens", "trained_tokens")
+        counters = ("rounds", "prompts", "updates", "sampled_tokens", "trained_tokens")
         counted = {name: int(getattr(trainer.lightning_module, name)) for name in counters} if fitting else old or last
         summary = {
             **{name: counted[name] for name in counters},
@@ -99,6 +103,10 @@ class EvaluationLog(Callback):
             "seconds": timer.totals if fitting else old.get("seconds", {}),
         }
         _write(run / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _timer(trainer: L.Trainer) -> PhaseTimer | None:
+    return next((c for c in trainer.callbacks if isinstance(c, PhaseTimer)), None)
 
 
 def _point(row: dict) -> dict:

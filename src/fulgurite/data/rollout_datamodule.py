@@ -202,9 +202,10 @@ class RolloutDataModule(TaskDataModule):
         self.engine.sleep()
         if self._hinted(epoch):
             self.engine_of(module.hint_writer).sleep()
-        module.sampled_tokens += int(
-            sum_over_ranks(self.trainer, torch.tensor(sum(len(c.token_ids) for c in sampled.completions)))
-        )
+        drawn = torch.tensor([len(sampled.prompts), sum(len(c.token_ids) for c in sampled.completions)])
+        prompts, tokens = sum_over_ranks(self.trainer, drawn).tolist()
+        module.prompts += int(prompts)
+        module.sampled_tokens += int(tokens)
         if any(t.columns for t in self.credits):
             sampled = self._apply(self.credits, sampled)
         kept = self._apply(self.batch_selects, self._select(sampled))

@@ -70,6 +70,7 @@ class SupervisedDataModule(TaskDataModule):
     def minibatches(self) -> Iterator[Minibatch]:
         start, self.start = self.start, 0
         for position in range(start, self.updates_per_round):
+            self.trainer.lightning_module.prompts += self.prompts_per_step
             yield self.minibatch(self.trainer.current_epoch * self.updates_per_round + position)
 
     def solution_of(self, index: int) -> Completion:

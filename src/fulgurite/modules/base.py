@@ -24,15 +24,15 @@ from ..types import ConfigError, EvaluationBatch, Minibatch, Round
 from .microbatches import idle_microbatch, split_by_tokens
 from .optimizer import OptimizerSpec, build_optimizer
 
-COUNTERS = ("rounds", "updates", "sampled_tokens", "trained_tokens", "empty_minibatches", "skipped_updates")
+COUNTERS = ("rounds", "prompts", "updates", "sampled_tokens", "trained_tokens", "empty_minibatches", "skipped_updates")
 
 
 class RoundModule(L.LightningModule, ABC):
     """Trains on rounds. A subclass names its loss components and computes their sums on a micro-batch.
 
-    `global_step` is the number of optimizer steps. The counters `rounds`, `updates`, `sampled_tokens`, `trained_tokens`,
-    `empty_minibatches` and `skipped_updates` are summed over ranks and saved with the weights; a token counts as trained once
-    for each model that it trained.
+    `global_step` is the number of optimizer steps. The counters `rounds`, `prompts` (drawn from the training split), `updates`,
+    `sampled_tokens`, `trained_tokens`, `empty_minibatches` and `skipped_updates` are summed over ranks and saved with the
+    weights; a token counts as trained once for each model that it trained.
 
     Args:
         trained: {name: source} of the models that are trained; a source is a path, a hub name or a `TinyModel`.
