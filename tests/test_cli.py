@@ -196,7 +196,7 @@ def test_overlays_append_callbacks_and_a_later_config_wins(config, capsys, tmp_p
     assert merged["guards"]["patience_rounds"] == 4
 
 
-# They need more than this: test_hardware_configs.py, test_vllm_server.py, fit/test_gsm8k.py, test_paper_configs.py, test_compare.py
+# Each has tests of its own.
 RUN_ELSEWHERE = ("hardware", "vllm_server.yaml", "gsm8k.yaml", "eval", "papers", "compare")
 RUN_HERE = [p for p in sorted((ROOT / "configs").rglob("*.yaml")) if not {p.name, p.parent.name} & set(RUN_ELSEWHERE)]
 
