@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import fulgurite.trainer_cli  # noqa: F401 - here, so that its loggers do not bind to the stream of one test
 from fulgurite import cli
 from fulgurite.callbacks.tsallis import TsallisReweighting
+from fulgurite.compare.plan import Arm, Plan
 from fulgurite.data.gold import GoldAnswer
 from fulgurite.data.rewards import add_rewards
 from fulgurite.data.rollout_datamodule import RolloutDataModule
@@ -85,6 +86,14 @@ def write_files(folder: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
+
+
+# Tables of settings
+
+
+def test_the_page_of_comparisons_has_every_setting():
+    listed = {code(row[0]) for row in tables(ROOT / "docs" / "compare.md", "Settings")}
+    assert listed == {f.name for kind in (Plan, Arm) for f in fields(kind)}
 
 
 # Commands
