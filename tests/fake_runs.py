@@ -38,14 +38,13 @@ def main(verb: str, *words: str) -> int:
     with (run / "calls.txt").open("a") as calls:
         calls.write(f"{verb} {options.get('ckpt_path', '')}\n")
     start, gain = 0.1 + 0.05 * seed, float(options.get("fake.gain", 0.1))
-    if verb == "validate":
-        evaluate(run, 0, start)
-        return 0
     if "fake.bad" in options:
         print("error: fake.bad is given; expected nothing of the kind", file=sys.stderr)
         return 2
     (run / "config.yaml").write_text("")
     done = len(list(run.glob("checkpoints/*")))
+    if not done and options.get("trainer.num_sanity_val_steps") == "-1":
+        evaluate(run, 0, start)
     for rounds in range(done + 1, int(options.get("fake.rounds", 4)) + 1):
         time.sleep(float(options.get("fake.sleep", 0)))
         evaluate(run, rounds, min(1.0, start + gain * rounds))

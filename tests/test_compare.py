@@ -67,7 +67,11 @@ def test_arms_take_turns_seed_by_seed_on_shared_warm_starts(tmp_path):
     )
     said = go(jobs)
     assert len(said) == 12 and said[-1].startswith("6/6") and all("finished" in line or "start" in line for line in said)
-    assert calls(jobs[0].folder) == ["fit"] and calls(jobs[2].folder) == ["validate", "fit"]
+    assert calls(jobs[0].folder) == calls(jobs[2].folder) == ["fit"]
+    assert (
+        read_run([jobs[2].folder], "held").rows[0]["updates"] == 0
+        and read_run([jobs[0].folder], "held").rows[0]["updates"] == 1
+    )
     assert max(said.index(f"start  {n}") for n in names[:2]) < said.index("start  slow seed 0")
     assert go(jobs) == [], "what has ended is not run again"
 
@@ -84,7 +88,7 @@ def test_at_most_so_many_run_at_once_with_one_thread_each_and_gpus_in_turn(tmp_p
     monkeypatch.setattr(subprocess, "Popen", watched)
     made = plan(tmp_path, options={"fake.sleep": 0.05})
     go(arm_jobs(made, dict.fromkeys(made.arms)), parallel=2, gpus=[4, 7])
-    assert max(count for count, _ in seen) == 2 and len(seen) == 8
+    assert max(count for count, _ in seen) == 2 and len(seen) == 4
     assert all(env["OMP_NUM_THREADS"] == "1" for _, env in seen)
     assert {env["CUDA_VISIBLE_DEVICES"] for _, env in seen} == {"4", "7"}
 
@@ -100,7 +104,7 @@ def test_runs_that_end_badly_are_recorded_and_the_others_go_on(tmp_path, code, s
     assert len(run.rows) == 2 and read_run(stages_of(made, "good", 1), "held").state == "finished"
     go(jobs)  # a guard has spoken; a crash is tried again, from its checkpoint
     again = calls(stages_of(made, "bad", 0)[0])
-    assert again == ["validate", "fit"] + ["fit last"] * (state == "failed")
+    assert again == ["fit"] + ["fit last"] * (state == "failed")
 
 
 def test_a_config_that_cannot_work_stops_everything(tmp_path):
@@ -153,7 +157,7 @@ go(arm_jobs(made, dict.fromkeys(made.arms)))
     time.sleep(0.5)
     assert len(list(first.glob("checkpoints/*"))) == done, "its runs ended with it"
     go(arm_jobs(made, dict.fromkeys(made.arms)))
-    assert calls(first) == ["validate", "fit", "fit last"]
+    assert calls(first) == ["fit", "fit last"]
     assert [row["updates"] for row in read_run([first], "held").rows] == [0, 1, 2, 3, 4, 5]
 
 
@@ -165,7 +169,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
     (job.folder / "config.yaml").write_text("")
     (job.folder / "evaluation.jsonl").write_text('{"rounds": 0}\n')
     go([job])
-    assert calls(job.folder) == ["validate", "fit"]
+    assert calls(job.folder) == ["fit"] and [row["updates"] for row in read_run([job.folder], "held").rows] == [0, 1, 2, 3, 4]
 
 
 def test_readings_are_costs_without_validation_and_outcomes_by_prompt(tmp_path):

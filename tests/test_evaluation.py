@@ -204,6 +204,22 @@ def test_saved_completions_measured_again_give_the_numbers_logged(tmp_path):
     assert again["easy"] == measure(table_of(completions, verdicts, 4), (1, 2, 4))
 
 
+def test_a_fit_can_measure_its_start(tmp_path):
+    def fitted(steps: int) -> list[dict]:
+        folder = tmp_path / str(steps)
+        settings = {"num_sanity_val_steps": steps, "max_epochs": 2, "enable_checkpointing": False}
+        trainer = tiny_trainer(default_root_dir=folder, callbacks=[EvaluationLog(generations=True)], **settings)
+        trainer.fit(tiny_grpo(), datamodule=tiny_data(benchmarks={"easy": EASY}))
+        assert len(list((folder / "generations").iterdir())) == len(read_rows(folder / "evaluation.jsonl"))
+        return read_rows(folder / "evaluation.jsonl")
+
+    validated(tmp_path / "validated", benchmarks={"easy": EASY})
+    (alone,) = read_rows(tmp_path / "validated" / "evaluation.jsonl")
+    start, *rest = fitted(-1)
+    assert start == alone and (start["rounds"], start["updates"]) == (0, 0)
+    assert rest == fitted(0) == fitted(1), "and a look at one batch is no measure"
+
+
 def test_another_task_judges_saved_completions_anew(tmp_path):
     validated(tmp_path, benchmarks={"easy": EASY})
     rows = read_rows(tmp_path / "generations" / "000000.jsonl")

@@ -18,7 +18,8 @@ ROWS_SHOWN = 4
 
 
 class EvaluationLog(Callback):
-    """Writes into the run folder what validation measures, and what `predict` samples.
+    """Writes into the run folder what validation measures, and what `predict` samples. A fit also measures its start with
+    `trainer.num_sanity_val_steps: -1`.
 
     `evaluation.jsonl`: a row per round with the counters, `seconds` by phase (null where the run was not trained) and the
     numbers of each benchmark; a round evaluated again replaces its row. `summary.json`: `before` and `after` (first and last
@@ -34,19 +35,19 @@ class EvaluationLog(Callback):
         self.generations = generations
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.generations and not trainer.sanity_checking:
+        if self.generations and _counts(trainer):
             _begin(_generations(trainer, module))
 
     def on_validation_batch_end(
         self, trainer, module, outputs, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if self.generations and not trainer.sanity_checking:
+        if self.generations and _counts(trainer):
             _add(_generations(trainer, module), batch, module)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.generations and not trainer.sanity_checking:
+        if self.generations and _counts(trainer):
             _finish(_generations(trainer, module))
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if not _counts(trainer) or not trainer.is_global_zero:
             return
         run, rounds = Path(trainer.default_root_dir), _rounds(trainer, module)
         measured = {k.split("/", 1)[1]: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("eval/")}
@@ -119,9 +120,14 @@ def _point(row: dict) -> dict:
     }
 
 
+def _counts(trainer: L.Trainer) -> bool:
+    """Whether a validation is one of whole benchmarks: a look at a few batches before training is not."""
+    return not trainer.sanity_checking or trainer.num_sanity_val_steps == float("inf")
+
+
 def _rounds(trainer: L.Trainer, module: L.LightningModule) -> int:
     """Rounds behind the weights that are evaluated; the module counts one only after its validation."""
-    return int(module.rounds) + (trainer.state.fn == "fit")
+    return int(module.rounds) + (trainer.state.fn == "fit" and not trainer.sanity_checking)
 
 
 def _predictions(trainer: L.Trainer) -> Path:

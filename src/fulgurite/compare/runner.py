@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..callbacks.checkpoint import checkpoints_in
-from ..callbacks.evaluation import read_rows
 from ..types import ConfigError
 
 FINISHED, STOPPED, FAILED = "finished", "stopped by a guard", "failed"
@@ -35,7 +34,7 @@ class Job:
         arguments: of `fit`, without run_dir and seed.
         seed: of the run.
         needs: folders of the jobs that must have finished before.
-        measure: validate the model that it starts from first.
+        measure: validate the model that it starts from, too.
     """
 
     name: str
@@ -75,7 +74,7 @@ def run_all(jobs: Sequence[Job], parallel: int, gpus: Sequence[int], tell: Calla
     waiting = [job for job in jobs if (job.outcome or {"state": FAILED})["state"] == FAILED]
     for job in waiting:
         (job.folder / "outcome.json").unlink(missing_ok=True)
-    running: dict[int, Running] = {}
+    running: dict[int, tuple[Job, subprocess.Popen]] = {}
     ended = len(jobs) - len(waiting)
     try:
         while waiting or running:
@@ -88,40 +87,15 @@ def run_all(jobs: Sequence[Job], parallel: int, gpus: Sequence[int], tell: Calla
                 if ready := next((job for job in waiting if _ready(job)), None):
                     waiting.remove(ready)
                     tell(f"start  {ready.name}")
-                    running[place] = Running(ready, _commands(ready), gpus[place % len(gpus)] if gpus else None)
+                    running[place] = ready, _start(ready, gpus[place % len(gpus)] if gpus else None)
             time.sleep(POLL_S)
-            for place, run in [*running.items()]:
-                if (code := run.ended()) is not None:
+            for place, (job, process) in [*running.items()]:
+                if process.poll() is not None:
                     del running[place]
                     ended += 1
-                    tell(f"{ended}/{len(jobs)}  {run.job.name}: {_end(run.job, code)}")
+                    tell(f"{ended}/{len(jobs)}  {job.name}: {_end(job, process.returncode)}")
     finally:
-        _stop([run.process for run in running.values()])
-
-
-class Running:
-    """The commands of a job, one after the other."""
-
-    def __init__(self, job: Job, commands: list[list[str]], gpu: int | None) -> None:
-        self.job, self.commands, self.environment = job, commands, {**os.environ, **ONE_THREAD}
-        if gpu is not None:
-            self.environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
-        self._next()
-
-    def _next(self) -> None:
-        with (self.job.folder / "log.txt").open("a") as log:
-            self.process = subprocess.Popen(
-                [*PROGRAM, *self.commands.pop(0)],
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment, start_new_session=True,
-            )  # fmt: skip
-
-    def ended(self) -> int | None:
-        """The first exit code above 0, 0 after the last command, None before."""
-        code = self.process.poll()
-        if code == 0 and self.commands:
-            self._next()
-            return None
-        return code
+        _stop([process for _, process in running.values()])
 
 
 def _ready(job: Job) -> bool:
@@ -147,18 +121,22 @@ def _difference(held: dict, asked: dict) -> str:
     return f"{' '.join(sorted(before - now)) or 'less'} there, {' '.join(sorted(now - before)) or 'less'} asked for"
 
 
-def _commands(job: Job) -> list[list[str]]:
-    """Measures the start where that is not done, and trains, from the last checkpoint where there is one."""
+def _start(job: Job, gpu: int | None) -> subprocess.Popen:
+    """Trains, from the last checkpoint where there is one."""
     begun = bool(checkpoints_in(job.folder))
-    if not begun and (job.folder / "config.yaml").exists():
+    if not begun and job.folder.exists():
         shutil.rmtree(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / "job.json").write_text(json.dumps(job.asked) + "\n")
     settings = [*job.arguments, f"--run_dir={job.folder}", f"--seed_everything={job.seed}"]
     settings += ["--evaluation.generations=true", "--trainer.enable_progress_bar=false"]
-    measured = any(row["rounds"] == 0 for row in read_rows(job.folder / "evaluation.jsonl"))
-    fit = ["fit", *settings, *(["--ckpt_path=last"] if begun else [])]
-    return [["validate", *settings], fit] if job.measure and not measured else [fit]
+    settings += ["--trainer.num_sanity_val_steps=-1"] * job.measure + ["--ckpt_path=last"] * begun
+    environment = os.environ | ONE_THREAD | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+    with (job.folder / "log.txt").open("a") as log:
+        return subprocess.Popen(
+            [*PROGRAM, "fit", *settings],
+            stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True,
+        )  # fmt: skip
 
 
 def _end(job: Job, code: int) -> str:
