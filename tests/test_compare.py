@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from tqdm import tqdm
 
 from fulgurite.commands import compare
 from fulgurite.compare import runner
@@ -91,6 +92,14 @@ def test_at_most_so_many_run_at_once_with_one_thread_each_and_gpus_in_turn(tmp_p
     assert max(count for count, _ in seen) == 2 and len(seen) == 4
     assert all(env["OMP_NUM_THREADS"] == "1" for _, env in seen)
     assert {env["CUDA_VISIBLE_DEVICES"] for _, env in seen} == {"4", "7"}
+
+
+def test_a_terminal_shows_how_far_all_and_each_of_them_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "tqdm", lambda **settings: tqdm(**{**settings, "disable": False}))
+    made = plan(tmp_path, options={"fake.sleep": 0.3}, seeds=[0])
+    go(arm_jobs(made, dict.fromkeys(made.arms)))
+    shown = capsys.readouterr().err
+    assert "0/2" in shown and "slow seed 0: round 2" in shown and "fast seed 0: round 3" in shown
 
 
 @pytest.mark.parametrize(("code", "state"), [("3", "stopped by a guard"), ("1", "failed"), ("4", "failed")])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 import signal
+import sys
 from pathlib import Path
 from statistics import fmean
 
 from jsonargparse import ActionConfigFile, ArgumentParser
+from tqdm import tqdm
 
 from ..compare.html import html
 from ..compare.jobs import Rates, arm_jobs, stages_of, tuning_jobs, tuning_stages, warm_start_jobs
@@ -45,7 +47,9 @@ def read_plan(argv: list[str]) -> Plan:
 
 
 def tell(line: str) -> None:
-    print(line, flush=True)
+    """Prints a line above the bar."""
+    tqdm.write(line)
+    sys.stdout.flush()
 
 
 def check_benchmarks(plan: Plan) -> None:

@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..callbacks.checkpoint import checkpoints_in
+from ..callbacks.evaluation import read_rows
 from ..types import ConfigError
 
 FINISHED, STOPPED, FAILED = "finished", "stopped by a guard", "failed"
@@ -21,7 +24,7 @@ OF_CODE = {0: FINISHED, 3: STOPPED}
 CONFIG_ERROR = 2
 PROGRAM = (sys.executable, "-m", "fulgurite")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-PATIENCE_S, POLL_S = 60, 0.2
+PATIENCE_S, POLL_S = 60, 0.5
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def outcome_of(folder: Path) -> dict | None:
 
 def run_all(jobs: Sequence[Job], parallel: int, gpus: Sequence[int], tell: Callable[[str], None]) -> None:
     """Runs every job that has not ended yet, in order as far as their needs allow; those that failed are tried again, those
-    whose needs end otherwise than finished are not run.
+    whose needs end otherwise than finished are not run. In a terminal a bar shows how far all and each of them are.
 
     Args:
         tell: called with a line for every start and end.
@@ -76,6 +79,7 @@ def run_all(jobs: Sequence[Job], parallel: int, gpus: Sequence[int], tell: Calla
         (job.folder / "outcome.json").unlink(missing_ok=True)
     running: dict[int, tuple[Job, subprocess.Popen]] = {}
     ended = len(jobs) - len(waiting)
+    bar = tqdm(total=len(jobs), initial=ended, unit="run", disable=None, leave=False)
     try:
         while waiting or running:
             for job, missing in [(job, _lost(job)) for job in waiting]:
@@ -88,6 +92,7 @@ def run_all(jobs: Sequence[Job], parallel: int, gpus: Sequence[int], tell: Calla
                     waiting.remove(ready)
                     tell(f"start  {ready.name}")
                     running[place] = ready, _start(ready, gpus[place % len(gpus)] if gpus else None)
+            _show(bar, ended, [job for job, _ in running.values()])
             time.sleep(POLL_S)
             for place, (job, process) in [*running.items()]:
                 if process.poll() is not None:
@@ -95,7 +100,15 @@ def run_all(jobs: Sequence[Job], parallel: int, gpus: Sequence[int], tell: Calla
                     ended += 1
                     tell(f"{ended}/{len(jobs)}  {job.name}: {_end(job, process.returncode)}")
     finally:
+        bar.close()
         _stop([process for _, process in running.values()])
+
+
+def _show(bar: tqdm, ended: int, running: Iterable[Job]) -> None:
+    if not bar.disable:
+        bar.n = ended
+        measured = [(job.name, read_rows(job.folder / "evaluation.jsonl")) for job in running]
+        bar.set_postfix_str(", ".join(f"{name}: round {rows[-1]['rounds'] if rows else 0}" for name, rows in measured))
 
 
 def _ready(job: Job) -> bool:
