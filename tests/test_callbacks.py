@@ -192,7 +192,7 @@ def two_ranks(rank: int, folder: str) -> None:
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=0)),
         strategy=SimpleNamespace(root_device=torch.device("cpu"), reduce=lambda t, reduce_op: (dist.all_reduce(t), t)[1]),
     )
-    module = SimpleNamespace(sampled_tokens=torch.tensor(14))
+    module = SimpleNamespace(sampled_tokens=torch.tensor(14), streams={"policy": set()})
     guards = Guards(max_truncated=0.4, max_all_equal=0.5, patience_rounds=5)
     for sampled in rounds:
         RoundMetrics().on_round(trainer, module, sampled, sampled)

@@ -230,7 +230,7 @@ def test_the_old_column_is_there_only_when_a_round_has_several_updates():
 
 
 def test_every_prompt_drawn_and_every_token_sampled_is_counted():
-    rounds, module = fit_rounds(tiny_data(task=EvenDigits(digits=1), zero_variance="drop", fill_to=8))
+    rounds, module = fit_rounds(tiny_data(task=EvenDigits(digits=1), zero_variance="drop", fill_to=9))
     assert int(module.prompts) == sum(len(sampled.prompts) for sampled, _ in rounds)
     rounds, module = fit_rounds(tiny_data())
     assert int(module.prompts) == sum(len(sampled.prompts) for sampled, _ in rounds) == 8

@@ -57,10 +57,14 @@ def denominator(keep: Tensor, mode: Aggregation, const_len: int | None = None) -
     Raises:
         ConfigError: an unknown mode, or `seq_mean_token_sum_const` without a positive const_len.
     """
-    check_const_len(mode, const_len)
+    _check(mode)
     if mode == "token_mean":
         return keep.sum()
-    return torch.tensor(len(keep) * (const_len or 1), device=keep.device)
+    if mode != "seq_mean_token_sum_const":
+        return torch.tensor(len(keep), device=keep.device)
+    if const_len is None or const_len < 1:
+        raise ConfigError(f"const_len is {const_len}; {mode} expects at least 1: set it to the longest completion in tokens")
+    return torch.tensor(len(keep) * const_len, device=keep.device)
 
 
 def per_token(coefficient: Tensor, keep: Tensor) -> Tensor:
