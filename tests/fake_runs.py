@@ -1,7 +1,7 @@
 """Stands for `python -m fulgurite` in tests of what starts runs: no model, the files of a run in a tenth of a second.
 
 `fake_runs.py VERB --config F ... --option=value ...`; options: `fake.rounds` evaluations, `fake.gain` accuracy per round,
-`fake.dies` the exit code of the first attempt after one round, `fake.sleep` seconds a round.
+`fake.dies` the exit code of the first attempt after one round, `fake.falls` before it, `fake.sleep` seconds a round.
 """
 
 import json
@@ -38,6 +38,8 @@ def main(verb: str, *words: str) -> int:
     with (run / "calls.txt").open("a") as calls:
         calls.write(f"{verb} {options.get('ckpt_path', '')}\n")
     start, gain = 0.1 + 0.05 * seed, float(options.get("fake.gain", 0.1))
+    if "fake.falls" in options:
+        return 1
     if "fake.bad" in options:
         print("error: fake.bad is given; expected nothing of the kind", file=sys.stderr)
         return 2

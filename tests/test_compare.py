@@ -253,6 +253,18 @@ def test_the_report_has_every_run_and_its_numbers(tmp_path, monkeypatch):
     assert (folder / "curves.png").read_bytes()[:4] == (folder / "phases.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_what_was_never_measured_is_noted_and_the_rest_reported(tmp_path):
+    made = plan(tmp_path, arms={"slow": Arm(CONFIG), "fast": Arm(CONFIG), "lost": Arm(CONFIG, {"fake.falls": 1})})
+    go(arm_jobs(made, dict.fromkeys(made.arms)))
+    report = compare.report_of(made, dict.fromkeys(made.arms), "a command")
+    assert [curve["name"] for curve in report["curves"]] == ["slow", "fast"]
+    assert [(pair["first"], pair["second"]) for pair in report["axes"][0]["pairs"]] == [("fast", "slow")]
+    assert report["notes"] == [f"lost, seed {seed}: failed before it was measured" for seed in (0, 1)]
+    alone = plan(tmp_path, arms={"lost": made.arms["lost"]})
+    with pytest.raises(ConfigError, match="no run was measured"):
+        compare.report_of(alone, {"lost": None}, "a command")
+
+
 @pytest.mark.parametrize(
     ("settings", "word"),
     [

@@ -93,7 +93,11 @@ def chosen_rates(plan: Plan) -> Rates:
 
 
 def report_of(plan: Plan, rates: Rates, command: str) -> dict:
-    """The numbers of the report, from what the runs have written."""
+    """The numbers of the report, from what the runs have written; what was never measured is left out, and noted.
+
+    Raises:
+        ConfigError: nothing was measured.
+    """
     curves, notes = [], [*plan.notes]
     for arm in plan.arms:
         for name, benchmark in plan.curves_of(arm).items():
@@ -104,6 +108,11 @@ def report_of(plan: Plan, rates: Rates, command: str) -> dict:
             if rates[arm] is not None:
                 settings["learning rate, chosen"] = f"{rates[arm]:g}"
             curves.append(Curve(name, benchmark, settings, {seed: run for seed, run in runs.items() if run}))
+    seeds = {curve.name: curve.runs.keys() for curve in curves}
+    curves = [curve for curve in curves if curve.runs]
+    if not curves:
+        raise ConfigError(f"no run was measured, so there is nothing to report; see the log.txt of the runs in {plan.run_dir}")
+    pairs = [(first, second) for first, second in plan.shown_pairs if seeds[first] & seeds[second]]
     made = environment()
     return {
         "title": plan.title or Path(plan.run_dir).name,
@@ -113,7 +122,7 @@ def report_of(plan: Plan, rates: Rates, command: str) -> dict:
             "commit": made["git"]["commit"] or "unknown",
             "platform": made["platform"],
         },
-        **summarise(curves, plan.axes, plan.shown_pairs, plan.target, plan.margin),
+        **summarise(curves, plan.axes, pairs, plan.target, plan.margin),
         "notes": notes,
     }
 

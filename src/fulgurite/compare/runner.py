@@ -155,9 +155,10 @@ def _start(job: Job, gpu: int | None) -> subprocess.Popen:
 def _end(job: Job, code: int) -> str:
     """Writes the outcome and says it."""
     lines = [line for line in (job.folder / "log.txt").read_text(errors="replace").splitlines() if line.strip()]
+    said = lines[-1] if lines else "no output"
     if code == CONFIG_ERROR:
-        raise ConfigError(f"{job.name} cannot run: {lines[-1].removeprefix('error: ')}; its log is {job.folder / 'log.txt'}")
-    return _record(job, OF_CODE.get(code, FAILED), f"exit code {code}: {lines[-1] if lines else 'no output'}" if code else "")
+        raise ConfigError(f"{job.name} cannot run: {said.removeprefix('error: ')}; its log is {job.folder / 'log.txt'}")
+    return _record(job, OF_CODE.get(code, FAILED), f"exit code {code}: {said}" if code else "")
 
 
 def _record(job: Job, state: str, note: str) -> str:
