@@ -40,8 +40,9 @@ def example(names=("GRPO 32 x 16", "2-GRPO", "CPPO"), seeds=(0, 1, 2)) -> dict:
         by_seed = [{"seed": seed, "value": AXES[axis] * rng.random()} for seed in seeds]
         return found | {"cost_to_target": {"median": AXES[axis] * rng.random(), "reached": 2, "of": 3, "by_seed": by_seed}}
 
-    def pair(first, second):
-        return {"first": first, "second": second} | {part: interval() | {"verdict": next(verdicts)} for part in ("end", "area")}
+    def pair(axis, first, second):
+        found = {"first": first, "second": second, "budget": AXES[axis] * rng.random()}
+        return found | {part: interval() | {"verdict": next(verdicts)} for part in ("end", "area")}
 
     curves = [
         {
@@ -60,7 +61,7 @@ def example(names=("GRPO 32 x 16", "2-GRPO", "CPPO"), seeds=(0, 1, 2)) -> dict:
             "budget": budget,
             "grid": np.linspace(0, budget, 41).tolist(),
             "curves": [on(axis, name) for name in moving[axis]],
-            "pairs": [pair(second, first) for first, second in pairwise(moving[axis])],
+            "pairs": [pair(axis, second, first) for first, second in pairwise(moving[axis])],
         }
         for axis, budget in AXES.items()
     ]
@@ -187,6 +188,7 @@ def summary_pointers(report: dict) -> set[str]:
             found |= {f"/axes/{a}/curves/{c}/{part}/{bound}" for part in ("end", "area") for bound in INTERVAL}
             found |= {f"/axes/{a}/curves/{c}/cost_to_target/{part}" for part in ("median", "reached", "of")}
         for p in range(len(axis["pairs"])):
+            found.add(f"/axes/{a}/pairs/{p}/budget")
             found |= {f"/axes/{a}/pairs/{p}/{part}/{bound}" for part in ("end", "area") for bound in INTERVAL}
     for c, curve in enumerate(report["curves"]):
         found |= {f"/curves/{c}/phases/" + phase.replace("~", "~0").replace("/", "~1") for phase in curve["phases"]}

@@ -77,6 +77,27 @@ def test_arms_take_turns_seed_by_seed_on_shared_warm_starts(tmp_path):
     assert go(jobs) == [], "what has ended is not run again"
 
 
+def test_options_of_a_plan_file_stay_text_for_the_runs(tmp_path):
+    stopping = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "m", "patience": 1}}
+    options = {"trainer.callbacks": [stopping], "trainer.max_epochs": 3, "model.rate": 0.001}
+    arm = {"configs": CONFIG, "options": options, "then": {"configs": CONFIG, "options": options}}
+    written = {
+        "arms": {"a": arm},
+        "seeds": [0],
+        "benchmark": "held",
+        "target": 0.5,
+        "run_dir": str(tmp_path),
+        "options": options,
+    }
+    written |= {"warm_starts": {"start": {"configs": CONFIG, "options": options}}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(written, sort_keys=False))
+    made = compare.read_plan(["--config", str(tmp_path / "plan.yaml")])
+    read = [made.options, made.warm_starts["start"].options, *(stage.options for stage in made.arms["a"].stages)]
+    assert read == [options] * 4
+    words = arguments([], made.options, {})
+    assert words == [f"--trainer.callbacks={json.dumps([stopping])}", "--trainer.max_epochs=3", "--model.rate=0.001"]
+
+
 def test_at_most_so_many_run_at_once_with_one_thread_each_and_gpus_in_turn(tmp_path, monkeypatch):
     seen, alive, popen = [], set(), subprocess.Popen
 

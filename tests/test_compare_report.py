@@ -63,8 +63,11 @@ def test_every_number_is_shown_and_is_that_of_the_report(name):
         (r"/curves/\d+/phases/.+", "s"),
         (r"/seeds/\d+|/curves/\d+/runs/\d+/seed", "seed"),
         (r"/axes/\d+/curves/\d+/cost_to_target/(reached|of)", "count"),
-        (r"/axes/0/(budget|curves/\d+/cost_to_target/median)|/curves/\d+/runs/\d+/points/\d+/prompts", "prompts"),
-        (r"/axes/2/(budget|curves/\d+/cost_to_target/median)|/curves/\d+/runs/\d+/points/\d+/gpu_seconds", "gpu_seconds"),
+        (r"/axes/0/((pairs/\d+/)?budget|curves/\d+/cost_to_target/median)|/curves/\d+/runs/\d+/points/\d+/prompts", "prompts"),
+        (
+            r"/axes/2/((pairs/\d+/)?budget|curves/\d+/cost_to_target/median)|/curves/\d+/runs/\d+/points/\d+/gpu_seconds",
+            "gpu_seconds",
+        ),
     ],
 )
 def test_numbers_have_the_unit_of_what_they_measure(page, place, unit):
@@ -89,11 +92,12 @@ def test_the_summary_has_each_number_in_its_place(page):
 
 def test_the_pairs_have_each_number_and_verdict_in_its_place(page):
     report = REPORTS["three curves"]
-    tables = page.table("Pair", "At the budget", "Area under the curve")
+    tables = page.table("Pair", "Budget of the two", "At this budget", "Area under the curve")
     for a, (axis, rows) in enumerate(zip(report["axes"], tables, strict=True)):
         for p, (pair, row) in enumerate(zip(axis["pairs"], rows, strict=True)):
             assert row[0]["text"] == f"{pair['first']}against{pair['second']}"
-            for cell, part in zip(row[1:], ("end", "area"), strict=True):
+            assert row[1]["pointers"] == [f"/axes/{a}/pairs/{p}/budget"]
+            for cell, part in zip(row[2:], ("end", "area"), strict=True):
                 assert cell["pointers"] == [f"/axes/{a}/pairs/{p}/{part}/{bound}" for bound in INTERVAL]
                 assert cell["text"].endswith(pair[part]["verdict"])
 

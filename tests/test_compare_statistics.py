@@ -166,6 +166,16 @@ def test_a_paired_difference_has_only_the_spread_of_the_difference():
     assert along([base, shifted], pairs=[("b", "a")], margin=0.2)["pairs"][0]["end"]["verdict"] == "on par"
 
 
+def test_a_pair_has_the_budget_of_its_two_curves():
+    short, long = curve("short", *[run([0, 4], [0, 0.4])] * 2), curve("long", *[run([0, 20], [0, 1])] * 2)
+    longer = curve("longer", *[run([0, 40], [0, 1])] * 2)
+    found = along([short, long, longer], pairs=[("long", "short"), ("long", "longer")])
+    assert found["budget"] == 4
+    assert [pair["budget"] for pair in found["pairs"]] == [4, 20]
+    assert [pair["end"]["value"] for pair in found["pairs"]] == pytest.approx([-0.2, 0.5])
+    assert [pair["area"]["value"] for pair in found["pairs"]] == pytest.approx([-0.1, 0.25])
+
+
 def test_end_and_area_are_told_apart():
     early, late = curve("early", *[run([0, 1, 10], [0, 1, 1])] * 2), curve("late", *[run([0, 9, 10], [0, 0, 0.9])] * 2)
     pair = along([early, late], pairs=[("early", "late")])["pairs"][0]

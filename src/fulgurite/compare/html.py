@@ -119,8 +119,9 @@ def _pairs(report: dict, index: int) -> str:
         for part in ("end", "area"):
             difference = _interval(report, "pp", "axes", index, "pairs", place, part)
             cells.append(f"{difference}{_badge(pair[part]['verdict'])}")
-        rows.append([f"{_name(report, pair['first'])}<small>against</small>{_name(report, pair['second'])}", *cells])
-    head = ["Pair", "At the budget", "Area under the curve"]
+        budget = _number(report, report["axes"][index]["axis"], "axes", index, "pairs", place, "budget")
+        rows.append([f"{_name(report, pair['first'])}<small>against</small>{_name(report, pair['second'])}", budget, *cells])
+    head = ["Pair", "Budget of the two", "At this budget", "Area under the curve"]
     return _table("Paired differences in percentage points, first minus second", head, rows) if rows else ""
 
 

@@ -53,7 +53,8 @@ HOW_TO_READ = """<ul>
 <li><b>Pictures.</b> A thick line is the mean over seeds and prompts, a thin line is one run. A cross marks where a run was
 stopped or failed. Accuracy between two evaluations is interpolated.</li>
 <li><b>Common budget.</b> The shortest finished run sets it, and all curves are compared up to there. Each axis has its own:
-a method that is cheap on one may be dear on another.</li>
+a method that is cheap on one may be dear on another. A paired difference is taken at the budget of its two curves, whatever the
+others have spent.</li>
 <li><b>Stopped runs.</b> A run that a guard stopped, or that failed, keeps its last accuracy from there on. No run is left
 out.</li>
 <li><b>Area under the curve.</b> The mean accuracy on the way to the budget: of two curves that end alike, the one that

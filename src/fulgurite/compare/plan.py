@@ -27,7 +27,7 @@ class Stage:
     """
 
     configs: list[str]
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Arm:
     """
 
     configs: list[str]
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
     then: Stage | None = None
     rates: list[float] | None = None
     rate_options: list[str] = field(default_factory=lambda: [RATE])
@@ -69,7 +69,7 @@ class Tuning:
     seeds: list[int]
     rates: list[float]
     benchmark: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Plan:
     title: str | None = None
     warm_starts: dict[str, Stage] = field(default_factory=dict)
     tuning: Tuning | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
     axes: list[str] = field(default_factory=lambda: [*AXES[:-1]])
     pairs: list[list[str]] | None = None
     margin: float = 0.05

@@ -172,26 +172,36 @@ def _along(
 ) -> dict:
     budget = common_budget(curves, axis)
     grid = np.linspace(0, budget, GRID)
-    values = {curve.name: {seed: _values(run, axis, grid) for seed, run in sorted(curve.runs.items())} for curve in curves}
-    rows, compared = [], []
+    rows = []
     for curve in curves:
-        estimates = estimate(np.stack(list(values[curve.name].values())), draw(len(curve.runs)))
+        values = np.stack([_values(run, axis, grid) for _, run in sorted(curve.runs.items())])
+        estimates = estimate(values, draw(len(curve.runs)))
         mean, low, high = estimates[:, :GRID].tolist()
         row = {"name": curve.name, "mean": mean, "low": low, "high": high, **_end_and_area(estimates)}
         rows.append(row | {"cost_to_target": _costs(curve, axis, target)})
-    for first, second in pairs:
-        if first in values and second in values:
-            shared = [seed for seed in values[first] if seed in values[second]]
-            differences = np.stack([values[first][seed] - values[second][seed] for seed in shared])
-            measured = _end_and_area(estimate(differences[..., -2:], draw(len(shared))))
-            for number in measured.values():
-                number["verdict"] = verdict(number["low"], number["high"], margin, len(shared))
-            compared.append({"first": first, "second": second, **measured})
+    on_axis = {curve.name: curve for curve in curves}
+    compared = [
+        _pair(axis, on_axis[first], on_axis[second], margin, draw)
+        for first, second in pairs
+        if first in on_axis and second in on_axis
+    ]
     return {"axis": axis, "budget": budget, "grid": grid.tolist(), "curves": rows, "pairs": compared}
 
 
+def _pair(axis: str, first: Curve, second: Curve, margin: float, draw: Callable[[int], np.ndarray]) -> dict:
+    """The first against the second, up to the budget of these two."""
+    budget = common_budget((first, second), axis)
+    end = np.array([budget])
+    shared = sorted(first.runs.keys() & second.runs.keys())
+    differences = np.stack([_values(first.runs[seed], axis, end) - _values(second.runs[seed], axis, end) for seed in shared])
+    measured = _end_and_area(estimate(differences, draw(len(shared))))
+    for number in measured.values():
+        number["verdict"] = verdict(number["low"], number["high"], margin, len(shared))
+    return {"first": first.name, "second": second.name, "budget": budget, **measured}
+
+
 def _values(run: RunReading, axis: str, grid: np.ndarray) -> np.ndarray:
-    """(Q, GRID + 1): each prompt's outcome at the points of the grid, whose last is the budget, then its area."""
+    """(Q, G + 1): each prompt's outcome at the G points of the grid, whose last is the budget, then its area."""
     x = run.counter(axis)
     return (np.vstack([grid_weights(x, grid), area_weights(x, grid[-1])]) @ run.outcomes).T
 
