@@ -120,9 +120,15 @@ CASES = [pytest.param(page, line, id=f"{page.stem}-{line}") for page in PAGES if
 
 
 @pytest.mark.parametrize(("page", "line"), CASES)
-def test_every_command_works(page, line, workspace, tmp_path, monkeypatch, capsys):
+def test_every_command_works(page, line, workspace, tmp_path, monkeypatch, capsys, request):
     words = shlex.split(line)
-    if words[0] == "fulgurite":
+    if words[:2] == ["fulgurite", "export"]:
+        (tmp_path / words[2]).parent.mkdir(parents=True)
+        (tmp_path / words[2]).symlink_to(request.getfixturevalue("run_folder"))
+        monkeypatch.chdir(tmp_path)
+        cli.main(words[1:])
+        assert {"model.safetensors", "README.md", "fulgurite.yaml"} <= set(os.listdir(words[3]))
+    elif words[0] == "fulgurite":
         monkeypatch.chdir(workspace)
         monkeypatch.syspath_prepend(workspace)
         parsed(words[1:], capsys)

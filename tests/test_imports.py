@@ -34,6 +34,7 @@ MAY_IMPORT = {
         "run_record",
         "compare",
         "models",
+        "modules",
         "engines",
         "guards",
         "rewards",

@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from . import parallel  # noqa: F401 - registers the strategy fsdp2
-from .callbacks.checkpoint import checkpoints_in
+from .callbacks.checkpoint import checkpoint_at
 from .callbacks.codistillation import CoDistillation
 from .callbacks.defaults import TUNABLE, fixed_callbacks
 from .callbacks.downsampling import DownSampling
@@ -177,18 +177,8 @@ class CLI(LightningCLI):
                 near = difflib.get_close_matches(strategy, known, n=1) or ["auto, ddp or fsdp2"]
                 raise ConfigError(f"trainer.strategy is {strategy}, which is unknown; did you mean {near[0]}?")
         checkpoint = settings.get("ckpt_path")
-        if checkpoint in ("last", "best"):
-            found = checkpoints_in(run, best=checkpoint == "best")
-            if not found:
-                hint = "was checkpoint.best set, and " if checkpoint == "best" else ""
-                raise ConfigError(
-                    f"--ckpt_path {checkpoint} finds no checkpoint in {run / 'checkpoints'}; {hint}is --run_dir right?"
-                )
-            settings.ckpt_path = str(found[-1])
-        elif checkpoint and not Path(checkpoint).exists():
-            raise ConfigError(
-                f"--ckpt_path {checkpoint} does not exist; `last` stands for the newest of --run_dir, `best` for its best"
-            )
+        if checkpoint:
+            settings.ckpt_path = str(checkpoint_at(run, checkpoint))
         resumes = bool(checkpoint) and Path(settings.ckpt_path).resolve().parent.parent == run.resolve()
         if self.subcommand == "fit" and not resumes and (run / "config.yaml").exists() and not rank_zero_only.rank:
             raise ConfigError(f"{run} already holds a run; resume it with --ckpt_path last, or choose another --run_dir")
@@ -333,6 +323,13 @@ class ConfigOnly(CLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
+
+
+def module_of(settings: dict) -> RoundModule:
+    """The module of the part `model` of a run's config; its models are not loaded."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(RoundModule, "model")
+    return parser.instantiate_classes(parser.parse_object({"model": settings})).model
 
 
 def data_of(argv: list[str]) -> TaskDataModule:

@@ -134,6 +134,25 @@ def checkpoints_in(run_dir: str | Path, best: bool = False) -> list[Path]:
     return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 
+def checkpoint_at(run_dir: str | Path, name: str) -> Path:
+    """The newest checkpoint of a run for `last`, its best for `best`, else the path itself.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name in ("last", "best"):
+        found = checkpoints_in(run_dir, best=name == "best")
+        if not found:
+            hint = "was checkpoint.best set, and " if name == "best" else ""
+            raise ConfigError(
+                f"--ckpt_path {name} finds no checkpoint in {Path(run_dir) / 'checkpoints'}; {hint}is that the run's folder?"
+            )
+        return found[-1]
+    if not Path(name).exists():
+        raise ConfigError(f"--ckpt_path {name} does not exist; `last` stands for the newest of the run, `best` for its best")
+    return Path(name)
+
+
 def _folder(trainer: L.Trainer) -> Path:
     return Path(trainer.default_root_dir) / "checkpoints"
 

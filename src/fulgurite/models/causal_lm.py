@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -108,6 +108,25 @@ class CausalLM(nn.Module):
                 return cls(AutoModelForCausalLM.from_config(_tiny_config(source), dtype=torch.float32).to(dtype))
             with _named_in_errors(source):
                 hf = AutoModelForCausalLM.from_pretrained(_found(source), dtype=dtype, use_safetensors=True)
+            return cls(hf.train())
+
+    @classmethod
+    def outline(cls, source: str | TinyModel, dtype: torch.dtype = torch.float32) -> CausalLM:
+        """A model as `load` makes it whose weights are memory that nothing was written to, which the system has not given yet.
+
+        Raises:
+            ConfigError: no config of that name can be loaded.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+        from transformers.initialization import no_init_weights
+
+        with torch.device("cpu"), no_init_weights():
+            if isinstance(source, TinyModel):
+                return cls(AutoModelForCausalLM.from_config(_tiny_config(source), dtype=dtype))
+            with _named_in_errors(source):
+                hf = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(_found(source)), dtype=dtype)
+            with suppress(OSError):  # a folder need not have one
+                hf.generation_config = GenerationConfig.from_pretrained(source)
             return cls(hf.train())
 
     def score(self, tokens: Tensor, keep: Tensor, temperature: float = 1.0, compare: Compare | None = None) -> Scores:

@@ -1,0 +1,78 @@
+"""fulgurite export: a Hugging Face folder from any checkpoint of a run, with a model card and the run's config."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from ..callbacks.checkpoint import checkpoint_at
+from ..callbacks.evaluation import read_rows
+from ..models.causal_lm import CausalLM, load_tokenizer
+from ..modules.base import COUNTERS
+from ..trainer_cli import module_of, short_errors
+from ..types import ConfigError
+from .model_card import model_card
+
+
+def run(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="fulgurite export", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    parser.add_argument("out", type=Path, help="the folder to make; of several trained models each has a folder in it")
+    parser.add_argument("--ckpt_path", default="last", help="`last` (the default), `best`, or a path")
+    options = parser.parse_args(argv[1:])
+    with short_errors():
+        for folder in export(options.run, options.out, options.ckpt_path):
+            print(folder)
+
+
+def export(run_dir: Path, out: Path, ckpt_path: str = "last") -> list[Path]:
+    """Writes the trained models of a checkpoint, whole or in shards; returns their folders.
+
+    The architecture and the tokenizer are those of the model that the run began with; adapters are merged into the weights.
+
+    Raises:
+        ConfigError: no such run or checkpoint, or `out` exists.
+    """
+    written = run_dir / "config.yaml"
+    if not written.is_file():
+        raise ConfigError(f"{run_dir} has no config.yaml; expected the folder of a run")
+    if out.exists():
+        raise ConfigError(f"{out} exists; expected a folder to make")
+    checkpoint = checkpoint_at(run_dir, ckpt_path)
+    config = yaml.safe_load(written.read_text())
+    module, weights = module_of(config["model"]), saved_weights(checkpoint)
+    tokenizer = load_tokenizer(module.sources[module.trained_names[0]])
+    counters = {name: int(weights[name]) for name in COUNTERS}
+    rows = read_rows(run_dir / "evaluation.jsonl")
+    measured = next((row["benchmarks"] for row in rows if row["rounds"] == counters["rounds"]), {})
+    several = len(module.trained_names) > 1
+    folders = [out / name if several else out for name in module.trained_names]
+    for name, folder in zip(module.trained_names, folders, strict=True):
+        prefix = f"trained.{name}."
+        model = CausalLM.outline(module.sources[name])
+        model.load_state_dict({key.removeprefix(prefix): weights[key] for key in weights if key.startswith(prefix)})
+        model.save(folder, tokenizer)
+        shutil.copy(written, folder / "fulgurite.yaml")
+        source, method = str(module.sources[name]), type(module).__name__
+        (folder / "README.md").write_text(model_card(folder.name, source, method, counters, measured))
+    return folders
+
+
+def saved_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """{name: tensor} of the module in a checkpoint, a file or a folder of shards; nothing in it may run."""
+    if checkpoint.is_file():
+        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    from torch.distributed.checkpoint import FileSystemReader, load
+
+    reader, prefix = FileSystemReader(checkpoint), "state_dict."
+    found = {name: entry for name, entry in reader.read_metadata().state_dict_metadata.items() if name.startswith(prefix)}
+    weights = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in found.items()}
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that there is one process is meant
+        load(weights, storage_reader=reader, no_dist=True)
+    return {name.removeprefix(prefix): weight for name, weight in weights.items()}
