@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 import httpx
 
 from fulgurite.engines.weights import checksum
-from fulgurite.models.causal_lm import CausalLM, TinyModel, load_tokenizer
+from fulgurite.models.causal_lm import CausalLM, load_tokenizer
+from fulgurite.models.tiny import TinyModel
 
 ROOT = Path(__file__).parents[1]
 # Whatever ends this process ends its standard input, and with it the server.

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from fulgurite.data.prompts import encode
-from fulgurite.models.causal_lm import TinyModel, load_tokenizer
+from fulgurite.models.causal_lm import load_tokenizer
+from fulgurite.models.tiny import TinyModel
 from fulgurite.tasks.gsm8k import GSM8K
 from fulgurite.tasks.knights_knaves import KnightsKnaves
 from fulgurite.tasks.math import Math

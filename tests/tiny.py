@@ -11,7 +11,7 @@ import torch  # noqa: E402
 from fulgurite import parallel  # noqa: E402, F401 - registers fsdp2
 from fulgurite.data.rollout_datamodule import RolloutDataModule  # noqa: E402
 from fulgurite.data.task_datamodule import Benchmark  # noqa: E402
-from fulgurite.models.causal_lm import TinyModel  # noqa: E402
+from fulgurite.models.tiny import TinyModel  # noqa: E402
 from fulgurite.modules.grpo import GRPO  # noqa: E402
 from fulgurite.modules.optimizer import OptimizerSpec  # noqa: E402
 from fulgurite.tasks.addition import Addition  # noqa: E402

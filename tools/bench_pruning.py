@@ -21,7 +21,7 @@ from fulgurite.callbacks.pruning import CompletionPruning
 from fulgurite.callbacks.timing import PhaseTimer
 from fulgurite.credit.group import Advantage
 from fulgurite.data.rollout_datamodule import RolloutDataModule
-from fulgurite.models.causal_lm import TinyModel
+from fulgurite.models.tiny import TinyModel
 from fulgurite.modules import base
 from fulgurite.modules.grpo import GRPO
 from fulgurite.modules.optimizer import OptimizerSpec

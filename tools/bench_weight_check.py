@@ -22,7 +22,7 @@ from fulgurite.data.rollout_datamodule import RolloutDataModule  # noqa: E402
 from fulgurite.data.weight_check import check_load  # noqa: E402
 from fulgurite.engines.vllm_engine import VLLMEngine  # noqa: E402
 from fulgurite.engines.weights import ChecksummedWeights  # noqa: E402
-from fulgurite.models.causal_lm import TinyModel  # noqa: E402
+from fulgurite.models.tiny import TinyModel  # noqa: E402
 from fulgurite.modules.grpo import GRPO  # noqa: E402
 from fulgurite.tasks.addition import Addition  # noqa: E402
 from fulgurite.types import SamplingSpec, Verdict  # noqa: E402

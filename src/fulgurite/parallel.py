@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -17,15 +18,41 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     Args:
         save_distributed_checkpoint: write a folder of shards instead of one file.
+        gather_dtype: of the weights that are gathered for a layer. `bfloat16` halves what is sent and held; gradients are
+            summed in float32, and the shards that the optimizer steps on stay float32.
+        cpu_offload: shards, gradients and the optimizer's state are in the memory of the host; a layer is on the GPU while
+            it runs.
+        reshard_after_forward: drop a decoder layer's gathered weights after its forward pass and gather them again for the
+            backward pass: less memory, more traffic.
     """
 
-    def __init__(self, save_distributed_checkpoint: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        save_distributed_checkpoint: bool = False,
+        gather_dtype: Literal["float32", "bfloat16"] = "float32",
+        cpu_offload: bool = False,
+        reshard_after_forward: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if cpu_offload:
+            kwargs.setdefault("process_group_backend", "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         super().__init__(
             data_parallel_size="auto",
             tensor_parallel_size=1,
             save_distributed_checkpoint=save_distributed_checkpoint,
             **kwargs,
         )
+        self.gather_dtype, self.cpu_offload, self.reshard_after_forward = gather_dtype, cpu_offload, reshard_after_forward
+
+    @property
+    def policies(self) -> dict[str, Any]:
+        """Arguments of `fully_shard`."""
+        chosen: dict[str, Any] = {"reshard_after_forward": self.reshard_after_forward}
+        if self.gather_dtype == "bfloat16":
+            chosen["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        if self.cpu_offload:
+            chosen["offload_policy"] = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+        return chosen
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes

@@ -37,7 +37,7 @@ from .engines.transformers_engine import TransformersEngine
 from .engines.vllm_engine import VLLMEngine
 from .engines.vllm_server import VLLMServerEngine
 from .guards import GuardError
-from .models.causal_lm import TinyModel
+from .models.tiny import TinyModel
 from .modules.base import RoundModule
 from .modules.codistill import CoDistillGRPO
 from .modules.grpo import GRPO

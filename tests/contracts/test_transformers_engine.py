@@ -64,7 +64,8 @@ def test_only_the_last_logits_are_computed():
 
 
 def test_stop_texts_are_found_behind_characters_of_several_bytes():
-    from fulgurite.models.causal_lm import CausalLM, TinyModel, load_tokenizer
+    from fulgurite.models.causal_lm import CausalLM, load_tokenizer
+    from fulgurite.models.tiny import TinyModel
 
     tokenizer = load_tokenizer(TinyModel())
     ids = tokenizer("é→é").input_ids

@@ -15,7 +15,7 @@ from fulgurite.engines.server_calls import completion_request  # noqa: E402
 from fulgurite.engines.vllm_engine import VLLMEngine, sampling_params  # noqa: E402
 from fulgurite.engines.vllm_server import VLLMServerEngine  # noqa: E402
 from fulgurite.guards import GuardError  # noqa: E402
-from fulgurite.models.causal_lm import TinyModel  # noqa: E402
+from fulgurite.models.tiny import TinyModel  # noqa: E402
 from fulgurite.types import SamplingSpec  # noqa: E402
 from servers import ROOT, Front, vllm_servers  # noqa: E402
 from tiny import tiny_data, tiny_grpo, tiny_trainer  # noqa: E402

@@ -25,18 +25,24 @@ from fulgurite.callbacks.tsallis import TsallisReweighting  # noqa: E402
 from fulgurite.data.gold import GoldAnswer  # noqa: E402
 from fulgurite.data.hints import Hints  # noqa: E402
 from fulgurite.data.supervised_datamodule import SupervisedDataModule  # noqa: E402
-from fulgurite.models.causal_lm import CausalLM, TinyModel  # noqa: E402
+from fulgurite.models.causal_lm import CausalLM  # noqa: E402
+from fulgurite.models.tiny import TinyModel  # noqa: E402
 from fulgurite.modules.base import COUNTERS  # noqa: E402
 from fulgurite.modules.codistill import CoDistillGRPO  # noqa: E402
 from fulgurite.modules.latent_reasoning import LatentReasoning  # noqa: E402
 from fulgurite.modules.supervised import SupervisedFineTuning  # noqa: E402
+from fulgurite.parallel import FSDP2Strategy  # noqa: E402
 from fulgurite.types import Prompt, SamplingSpec, Verdict  # noqa: E402
 from tiny import TINY, EvenDigits, OptimizerSpec, tiny_data, tiny_grpo, tiny_trainer  # noqa: E402
 
 UPDATES = 5
 WAYS = {"one": (1, "auto"), "fsdp2": (2, "fsdp2"), "ddp": (2, "ddp")}
-ONE_MODEL = ("ddp",)
-"""Ways that take no two models."""
+STRATEGIES = {
+    "kl, little memory": partial(FSDP2Strategy, cpu_offload=True, reshard_after_forward=False),
+    "kl, bfloat16": partial(FSDP2Strategy, gather_dtype="bfloat16"),
+}
+"""{case: its kind of fsdp2}"""
+FSDP2_ONLY = ("codistill", *STRATEGIES)
 OPTIMIZER = OptimizerSpec(learning_rate=1e-2, schedule="linear", warmup_updates=1, max_grad_norm=0.5)
 LARGE = TinyModel(**{**vars(TINY), "hidden_size": 32, "seed": 1})
 LENGTHS = (1, 200, 3, 60, 9, 120)
@@ -104,6 +110,12 @@ CASES = {
         CoDistillation(),
         DownSampling(2, stream="small"),
     ),
+    "kl, little memory": lambda: (
+        grpo(kl_beta=0.3, reference=reference(), eps_low=0.05, activation_checkpointing=True),
+        rounds(steps_per_round=UPDATES),
+        1,
+    ),
+    "kl, bfloat16": lambda: (grpo(kl_beta=0.3, reference=reference()), rounds(steps_per_round=UPDATES), 1),
     "exact kl": lambda: (grpo(kl_beta=0.3, reference=reference(), kl_estimator="exact"), rounds(), UPDATES),
     "supervised": lambda: (
         SupervisedFineTuning(TINY, OPTIMIZER, tokens_per_microbatch=150),
@@ -128,6 +140,8 @@ def work(case: str, ranks: int, strategy: str) -> None:
     CausalLM.load = partial(CausalLM.load, dtype=torch.float64)
     module, data, epochs, *callbacks = CASES[case]()
     recorder = RankRecorder()
+    if strategy == "fsdp2" and case in STRATEGIES:
+        strategy = STRATEGIES[case]()
     tiny_trainer(
         max_epochs=epochs, devices=ranks, strategy=strategy, enable_checkpointing=False, callbacks=[*callbacks, recorder]
     ).fit(module, datamodule=data)  # fmt: skip
@@ -141,7 +155,7 @@ def main(case: str, folder: Path) -> None:
         print(run_forked(partial(work, "grpo", 2, "fsdp2"), folder, 2, limit_s=60, FAILS=1))
         return
     for way, (ranks, strategy) in WAYS.items():
-        if case == "codistill" and way in ONE_MODEL:
+        if case in FSDP2_ONLY and way == "ddp":
             continue
         print(way, run_forked(partial(work, case, ranks, strategy), folder / way, ranks), flush=True)
 

@@ -26,7 +26,7 @@ from fulgurite.data.gold import GoldAnswer  # noqa: E402
 from fulgurite.data.hints import Hints  # noqa: E402
 from fulgurite.data.rollout_datamodule import RolloutDataModule  # noqa: E402
 from fulgurite.data.task_datamodule import BenchmarkLoader  # noqa: E402
-from fulgurite.models.causal_lm import TinyModel  # noqa: E402
+from fulgurite.models.tiny import TinyModel  # noqa: E402
 from fulgurite.modules.codistill import CoDistillGRPO  # noqa: E402
 from fulgurite.modules.grpo import GRPO  # noqa: E402
 from fulgurite.modules.latent_reasoning import LatentReasoning  # noqa: E402

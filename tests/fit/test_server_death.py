@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback  # noqa: E402
 
 from fulgurite.callbacks.checkpoint import RoundCheckpoint, checkpoints_in  # noqa: E402
 from fulgurite.engines.vllm_server import VLLMServerEngine  # noqa: E402
-from fulgurite.models.causal_lm import TinyModel  # noqa: E402
+from fulgurite.models.tiny import TinyModel  # noqa: E402
 from fulgurite.types import SamplingSpec  # noqa: E402
 from servers import Front, vllm_servers  # noqa: E402
 from tiny import tiny_data, tiny_grpo, tiny_trainer  # noqa: E402

@@ -8,7 +8,8 @@ import torch
 from contracts.engine_contract import TOKENIZER, EngineContract, perturbed, random_prompts
 from fulgurite.engines.transformers_engine import TransformersEngine
 from fulgurite.engines.vllm_engine import VLLMEngine
-from fulgurite.models.causal_lm import CausalLM, TinyModel
+from fulgurite.models.causal_lm import CausalLM
+from fulgurite.models.tiny import TinyModel
 from fulgurite.types import SamplingSpec
 from tiny import tiny_data, tiny_grpo, tiny_trainer
 

@@ -20,7 +20,8 @@ from fulgurite.losses.aggregate import weighted_sum
 from fulgurite.losses.importance import Importance
 from fulgurite.losses.kl import reverse_kl, token_kl
 from fulgurite.losses.policy import policy_loss
-from fulgurite.models.causal_lm import CausalLM, TinyModel
+from fulgurite.models.causal_lm import CausalLM
+from fulgurite.models.tiny import TinyModel
 from fulgurite.modules import base
 from fulgurite.modules.grpo import GRPO
 from fulgurite.modules.latent_reasoning import LatentReasoning

@@ -2,60 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from ..types import ConfigError
+from .saved_weights import SavedWeights
 from .scoring import Compare, Scores, compare_distributions, head_logits, token_logprobs
+from .tiny import TinyModel, tiny_config, tiny_tokenizer
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SPECIALS = ("<pad>", "<eos>", "<unk>")
-CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-
-
-@dataclass(frozen=True)
-class TinyModel:
-    """A tiny model with random weights, made from these numbers without a download; the same weights every time.
-
-    Args:
-        architecture: whose layers it has.
-        hidden_size, intermediate_size, layers, heads, kv_heads: its shape.
-        head_dim: width of a head; by default hidden_size / heads. vLLM reads it for `qwen3` and `llama` only.
-        alphabet: the characters its tokenizer knows; None for every byte.
-        max_positions: longest row in tokens.
-        seed: of the weights.
-    """
-
-    architecture: Literal["qwen2", "qwen3", "llama"] = "qwen2"
-    hidden_size: int = 96
-    intermediate_size: int = 256
-    layers: int = 2
-    heads: int = 3
-    kv_heads: int = 3
-    head_dim: int | None = None
-    alphabet: str | None = None
-    max_positions: int = 2048
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.head_dim is None and self.hidden_size % (2 * self.heads):
-            raise ConfigError(f"hidden_size is {self.hidden_size}; expected a multiple of 2 * heads = {2 * self.heads}")
-        if self.head_dim is not None and (self.head_dim < 2 or self.head_dim % 2):
-            raise ConfigError(f"head_dim is {self.head_dim}; expected an even number, or null for hidden_size / heads")
-        if self.heads % self.kv_heads:
-            raise ConfigError(f"heads is {self.heads}; expected a multiple of kv_heads = {self.kv_heads}")
-        if self.alphabet == "":
-            raise ConfigError("alphabet is empty; expected the characters of the task, or null for every byte")
 
 
 def load_tokenizer(source: str | TinyModel) -> PreTrainedTokenizerBase:
@@ -67,7 +33,7 @@ def load_tokenizer(source: str | TinyModel) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     if isinstance(source, TinyModel):
-        return _tiny_tokenizer(source)
+        return tiny_tokenizer(source)
     with _named_in_errors(source):
         return AutoTokenizer.from_pretrained(_found(source))
 
@@ -105,7 +71,7 @@ class CausalLM(nn.Module):
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             if isinstance(source, TinyModel):
                 torch.default_generator.manual_seed(source.seed)
-                return cls(AutoModelForCausalLM.from_config(_tiny_config(source), dtype=torch.float32).to(dtype))
+                return cls(AutoModelForCausalLM.from_config(tiny_config(source), dtype=torch.float32).to(dtype))
             with _named_in_errors(source):
                 hf = AutoModelForCausalLM.from_pretrained(_found(source), dtype=dtype, use_safetensors=True)
             return cls(hf.train())
@@ -120,14 +86,38 @@ class CausalLM(nn.Module):
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
         from transformers.initialization import no_init_weights
 
-        with torch.device("cpu"), no_init_weights():
-            if isinstance(source, TinyModel):
-                return cls(AutoModelForCausalLM.from_config(_tiny_config(source), dtype=dtype))
-            with _named_in_errors(source):
-                hf = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(_found(source)), dtype=dtype)
+        with _named_in_errors(source):
+            tiny = isinstance(source, TinyModel)
+            config = tiny_config(source) if tiny else AutoConfig.from_pretrained(_found(source))
+            with torch.device("cpu"), no_init_weights():
+                hf = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        hf.tie_weights()
+        if not tiny:
             with suppress(OSError):  # a folder need not have one
                 hf.generation_config = GenerationConfig.from_pretrained(source)
-            return cls(hf.train())
+        return cls(hf.train())
+
+    @classmethod
+    def load_sharded(cls, source: str | TinyModel, mesh: DeviceMesh, **policies: Any) -> CausalLM:
+        """As `load` and then `shard`, but no process ever holds more than its shards and one decoder layer, or what is outside
+        the layers.
+
+        Raises:
+            ConfigError: as `load`.
+        """
+        if not isinstance(source, TinyModel):
+            with _named_in_errors(source):
+                saved = SavedWeights(_found(source))
+            model = cls.outline(source)
+            names = {id(weight): name for name, weight in reversed(model.hf.state_dict(keep_vars=True).items())}
+            if missing := sorted({*names.values()} - saved.files.keys()):
+                rank_zero_warn(f"{source} has no {missing[0]} under that name, so every process loads the whole model first")
+            else:
+                model.shard(mesh, lambda weights: _fill(weights, saved, names), **policies)
+                return model
+        model = cls.load(source)
+        model.shard(mesh, **policies)
+        return model
 
     def score(self, tokens: Tensor, keep: Tensor, temperature: float = 1.0, compare: Compare | None = None) -> Scores:
         """Log-probability and entropy at every kept token, in chunks that never hold tokens x vocabulary.
@@ -162,7 +152,7 @@ class CausalLM(nn.Module):
             if id(weight) not in seen:
                 seen.add(id(weight))
                 weight = weight.detach()
-                yield name, weight.full_tensor() if self.is_sharded else weight
+                yield name, _gathered(weight) if self.is_sharded else weight
 
     def tied_weights(self) -> dict[str, str]:
         """{further name of a weight: the name under which `named_full_weights` yields it}"""
@@ -174,22 +164,42 @@ class CausalLM(nn.Module):
                 tied[name] = first
         return tied
 
-    def shard(self, mesh: DeviceMesh) -> None:
-        """Shards the parameters over a one-dimensional mesh (FSDP2): each decoder layer, then the rest."""
+    def shard(self, mesh: DeviceMesh, fill: Callable[[Iterable[Tensor]], None] | None = None, **policies: Any) -> None:
+        """Shards the parameters over a one-dimensional mesh (FSDP2): each decoder layer, then the rest.
+
+        Args:
+            fill: gets the weights of each part just before it is sharded.
+            policies: of `torch.distributed.fsdp.fully_shard`.
+        """
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-        for layer in self.hf.get_decoder().layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(self, mesh=mesh)
+        layers, outside = self.hf.get_decoder().layers, dict(self.hf.state_dict(keep_vars=True))
+        for layer in layers:
+            weights = layer.state_dict(keep_vars=True).values()
+            if fill:
+                fill(weights)
+            inside = {*map(id, weights)}
+            outside = {name: weight for name, weight in outside.items() if id(weight) not in inside}
+            del weights
+            fully_shard(layer, mesh=mesh, **policies)
+        if fill:
+            fill(outside.values())
+        policies.pop("reshard_after_forward", None)  # the head is read right after the forward pass
+        fully_shard(self, mesh=mesh, **policies)
         for name in ("score", "hidden"):
             register_fsdp_forward_method(self, name)
         self.is_sharded = True
+
+    def checkpoint_activations(self) -> None:
+        """In training the activations of a decoder layer are computed again in the backward pass instead of kept."""
+        self.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def unsharded_like(self) -> CausalLM:
         """A whole model with the same config, dtype and device; its weights are empty memory for the caller to fill."""
         from transformers.initialization import no_init_weights
 
-        with torch.device(self._head.device), no_init_weights():
+        mesh = getattr(self._head, "device_mesh", None)
+        with torch.device(mesh.device_type if mesh else self._head.device), no_init_weights():
             hf = type(self.hf)._from_config(self.hf.config, dtype=self._head.dtype)
         hf.tie_weights()
         hf.generation_config = self.hf.generation_config
@@ -219,6 +229,17 @@ class CausalLM(nn.Module):
         return states[keep[:, 1:]]
 
 
+def _fill(weights: Iterable[Tensor], saved: SavedWeights, names: Mapping[int, str]) -> None:
+    with torch.no_grad():
+        for weight in weights:
+            weight.copy_(saved[names[id(weight)]])
+
+
+def _gathered(weight: DTensor) -> Tensor:
+    """The whole of a shard, also of one that is kept on the CPU between its uses."""
+    return weight.to(weight.device_mesh.device_type).full_tensor()
+
+
 def _placed(values: Tensor, keep: Tensor) -> Tensor:
     """(K,) values at the kept places of an (N, L) tensor of zeros."""
     return values.new_zeros(keep.shape).masked_scatter(keep, values)
@@ -244,53 +265,3 @@ def _found(source: str) -> str:
     if local and not Path(source).exists():
         raise ConfigError(f"model {source!r} looks like a folder, but {Path(source).resolve()} does not exist")
     return source
-
-
-def _tiny_symbols(alphabet: str | None) -> list[str]:
-    """The byte-level spelling of every byte of the alphabet."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    if alphabet is None:
-        return sorted(ByteLevel.alphabet())
-    pieces = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(alphabet)
-    return sorted({symbol for piece, _ in pieces for symbol in piece})
-
-
-def _tiny_config(tiny: TinyModel):
-    from transformers import AutoConfig
-
-    symbols = len(SPECIALS) + len(_tiny_symbols(tiny.alphabet))
-    return AutoConfig.for_model(
-        tiny.architecture,
-        vocab_size=-(-symbols // 64) * 64,
-        hidden_size=tiny.hidden_size,
-        intermediate_size=tiny.intermediate_size,
-        num_hidden_layers=tiny.layers,
-        num_attention_heads=tiny.heads,
-        num_key_value_heads=tiny.kv_heads,
-        head_dim=tiny.head_dim or tiny.hidden_size // tiny.heads,
-        max_position_embeddings=tiny.max_positions,
-        tie_word_embeddings=True,
-        pad_token_id=SPECIALS.index("<pad>"),
-        eos_token_id=SPECIALS.index("<eos>"),
-        bos_token_id=None,
-    )
-
-
-def _tiny_tokenizer(tiny: TinyModel) -> PreTrainedTokenizerBase:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {symbol: i for i, symbol in enumerate([*SPECIALS, *_tiny_symbols(tiny.alphabet)])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        model_max_length=tiny.max_positions,
-    )

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..losses.compose import Component, compose, rows_that_matter
 from ..metrics.benchmark import BenchmarkMetric
-from ..models.causal_lm import CausalLM, TinyModel, load_tokenizer
+from ..models.causal_lm import CausalLM, load_tokenizer
+from ..models.tiny import TinyModel
 from ..parallel import gather_over_ranks, max_over_ranks, sum_over_ranks
 from ..seeding import address
 from ..timing import PhaseClock
@@ -39,6 +40,7 @@ class RoundModule(L.LightningModule, ABC):
         frozen: {name: source} of models that are only read; they are not saved in checkpoints.
         optimizers: {name: OptimizerSpec} of the trained models.
         tokens_per_microbatch: tokens of one forward pass, padding included. Memory only; never changes the result.
+        activation_checkpointing: the trained models keep no activations of a layer for the backward pass; memory only.
         offload_optimizer: the optimizer's state of a model is on the device only while that model steps.
     """
 
@@ -53,6 +55,7 @@ class RoundModule(L.LightningModule, ABC):
         frozen: Mapping[str, str | TinyModel],
         optimizers: Mapping[str, OptimizerSpec],
         tokens_per_microbatch: int,
+        activation_checkpointing: bool = False,
         offload_optimizer: bool = False,
     ) -> None:
         super().__init__()
@@ -62,6 +65,7 @@ class RoundModule(L.LightningModule, ABC):
         self.sources = {**trained, **frozen}
         self.trained_names, self.optimizer_specs = tuple(trained), dict(optimizers)
         self.tokens_per_microbatch, self.offload_optimizer = tokens_per_microbatch, offload_optimizer
+        self.activation_checkpointing = activation_checkpointing
         self.trained = torch.nn.ModuleDict()
         self.frozen: dict[str, CausalLM] = {}
         self.clock = PhaseClock()
@@ -107,13 +111,17 @@ class RoundModule(L.LightningModule, ABC):
             return
         device = self.trainer.strategy.root_device
         for name, source in self.sources.items():
-            model = CausalLM.load(source)
+            if isinstance(self.trainer.strategy, ModelParallelStrategy):
+                policies = getattr(self.trainer.strategy, "policies", {})
+                model = CausalLM.load_sharded(source, self.device_mesh["data_parallel"], **policies)
+            else:
+                model = CausalLM.load(source).to(device)
             if name in self.trained_names:
                 self.trained[name] = model
+                if self.activation_checkpointing:
+                    model.checkpoint_activations()
             else:
-                self.frozen[name] = model.to(device).requires_grad_(False).eval()
-            if isinstance(self.trainer.strategy, ModelParallelStrategy):
-                model.shard(self.device_mesh["data_parallel"])
+                self.frozen[name] = model.requires_grad_(False).eval()
 
     @cached_property
     def tokenizer(self):

@@ -28,7 +28,8 @@ from ..losses.aggregate import Aggregation, check_const_len
 from ..losses.compose import Component
 from ..losses.policy import check_settings, policy_loss
 from ..losses.ratio import RatioLevel, log_ratio
-from ..models.causal_lm import TinyModel, load_tokenizer
+from ..models.causal_lm import load_tokenizer
+from ..models.tiny import TinyModel
 from ..types import ConfigError, Minibatch, Segment
 from .base import RoundModule
 from .mismatch import mismatch_metrics, mismatch_values
@@ -53,6 +54,8 @@ class CoDistillGRPO(RoundModule):
         aggregation: how tokens become one number.
         const_len: tokens per row in the denominator of `seq_mean_token_sum_const`.
         offload_optimizer: the state of a model's optimizer is on the device only while that model steps.
+        activation_checkpointing: compute the activations of a layer again in the backward pass instead of keeping them; memory
+            only, never changes the result.
         tokens_per_microbatch: tokens of one forward pass, padding included; memory only, never changes the result.
     """
 
@@ -73,6 +76,7 @@ class CoDistillGRPO(RoundModule):
         aggregation: Aggregation = "seq_mean_token_mean",
         const_len: int | None = None,
         offload_optimizer: bool = False,
+        activation_checkpointing: bool = False,
         tokens_per_microbatch: int = 16384,
     ) -> None:
         check_settings(eps_low, eps_high, None, "clip")
@@ -80,7 +84,8 @@ class CoDistillGRPO(RoundModule):
         pair = {"small": small} | ({"large": large} if train_large else {})
         optimizers = {"small": small_optimizer, "large": large_optimizer}
         frozen = {} if train_large else {"large": large}
-        super().__init__(pair, frozen, {name: optimizers[name] for name in pair}, tokens_per_microbatch, offload_optimizer)
+        specs = {name: optimizers[name] for name in pair}
+        super().__init__(pair, frozen, specs, tokens_per_microbatch, activation_checkpointing, offload_optimizer)
         self.eps_low, self.eps_high, self.ratio_level = eps_low, eps_high, ratio_level
         self.aggregation, self.const_len = aggregation, const_len
 

@@ -29,8 +29,8 @@ from ..losses.importance import Importance, raw_weight
 from ..losses.kl import Estimator, reverse_kl, token_kl
 from ..losses.policy import Surrogate, check_settings, policy_loss
 from ..losses.ratio import RatioLevel
-from ..models.causal_lm import TinyModel
 from ..models.scoring import Scores
+from ..models.tiny import TinyModel
 from ..types import ConfigError, Minibatch, Segment
 from .base import RoundModule
 from .mismatch import mismatch_metrics, mismatch_values
@@ -59,6 +59,8 @@ class GRPO(RoundModule):
         importance: weights of the policy term against the engine's log-probabilities; None leaves them out.
         kl_beta: factor of the KL term.
         kl_estimator: `k1`, `k2`, `k3` from the sampled tokens, or `exact` over the vocabulary.
+        activation_checkpointing: compute the activations of a layer again in the backward pass instead of keeping them; memory
+            only, never changes the result.
         tokens_per_microbatch: tokens of one forward pass, padding included; memory only, never changes the result.
     """
 
@@ -80,6 +82,7 @@ class GRPO(RoundModule):
         importance: Importance | None = None,
         kl_beta: float = 0.0,
         kl_estimator: Literal[Estimator, "exact"] = "k3",
+        activation_checkpointing: bool = False,
         tokens_per_microbatch: int = 16384,
     ) -> None:
         check_settings(eps_low, eps_high, dual_clip, surrogate)
@@ -89,7 +92,7 @@ class GRPO(RoundModule):
             raise ConfigError("reference is given but kl_beta is 0, so nothing reads it; set kl_beta, or leave reference out")
         check_const_len(aggregation, const_len)
         frozen = {"reference": policy if reference is None else reference} if kl_beta else {}
-        super().__init__({"policy": policy}, frozen, {"policy": optimizer}, tokens_per_microbatch)
+        super().__init__({"policy": policy}, frozen, {"policy": optimizer}, tokens_per_microbatch, activation_checkpointing)
         self.eps_low, self.eps_high, self.dual_clip = eps_low, eps_high, dual_clip
         self.ratio_level, self.surrogate = ratio_level, surrogate
         self.aggregation, self.const_len = aggregation, const_len

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..losses.aggregate import Aggregation, weighted_sum
 from ..losses.compose import Component
-from ..models.causal_lm import TinyModel
+from ..models.tiny import TinyModel
 from ..types import Minibatch, Segment
 from .base import RoundModule
 from .optimizer import OptimizerSpec
@@ -23,6 +23,8 @@ class SupervisedFineTuning(RoundModule):
         policy: the model to train: a folder, a hub name, or a `TinyModel` made from its own settings.
         optimizer: learning rate, schedule, weight decay, gradient clipping.
         aggregation: how tokens become one number.
+        activation_checkpointing: compute the activations of a layer again in the backward pass instead of keeping them; memory
+            only, never changes the result.
         tokens_per_microbatch: tokens of one forward pass, padding included; memory only, never changes the result.
     """
 
@@ -31,9 +33,10 @@ class SupervisedFineTuning(RoundModule):
         policy: str | TinyModel,
         optimizer: OptimizerSpec = OptimizerSpec(learning_rate=1e-5),  # noqa: B008 - frozen
         aggregation: Aggregation = "token_mean",
+        activation_checkpointing: bool = False,
         tokens_per_microbatch: int = 16384,
     ) -> None:
-        super().__init__({"policy": policy}, {}, {"policy": optimizer}, tokens_per_microbatch)
+        super().__init__({"policy": policy}, {}, {"policy": optimizer}, tokens_per_microbatch, activation_checkpointing)
         self.aggregation = aggregation
 
     @property
