@@ -22,7 +22,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
-from . import parallel  # noqa: F401 - registers the strategy fsdp2
+from .budget import Setup, after_out_of_memory
 from .callbacks.checkpoint import checkpoint_at
 from .callbacks.codistillation import CoDistillation
 from .callbacks.defaults import TUNABLE, fixed_callbacks
@@ -43,6 +43,7 @@ from .modules.codistill import CoDistillGRPO
 from .modules.grpo import GRPO
 from .modules.latent_reasoning import LatentReasoning
 from .modules.supervised import SupervisedFineTuning
+from .parallel import FSDP2Strategy
 from .run_record import unused, write_environment
 from .tasks.addition import Addition
 from .tasks.gsm8k import GSM8K
@@ -193,6 +194,15 @@ class CLI(LightningCLI):
                     if settings.n > 1:
                         benchmark.sampling.temperature = benchmark.sampling.temperature or 1.0
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            advice = after_out_of_memory(self.model, self.datamodule, setup_of(self.config_init[subcommand].trainer))
+            raise ConfigError(f"out of memory: {str(error).splitlines()[0]} {advice}") from error
+
     def _models(self, settings: Namespace) -> None:
         """Makes models tiny where asked, and refuses a missing folder with the command that makes it."""
         models = settings.model.init_args
@@ -313,7 +323,7 @@ class ConfigOnly(CLI):
     """Makes what the config of a fit describes, and runs nothing."""
 
     def before_instantiate_classes(self) -> None:
-        pass
+        """Nothing is looked for: neither checkpoints nor models."""
 
     def instantiate_classes(self) -> None:
         self.config_init = self.parser.instantiate_classes(self.config)
@@ -323,6 +333,38 @@ class ConfigOnly(CLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
+
+
+class Explained(ConfigOnly):
+    """The same with the models that the run would load."""
+
+    def before_instantiate_classes(self) -> None:
+        self._models(self.config[self.subcommand])
+
+
+def explained(argv: list[str]) -> Namespace:
+    """Trainer settings, module and DataModule of the configs and options of a run."""
+    return make(Explained, ["fit", *argv]).config_init.fit
+
+
+def setup_of(trainer: Namespace, device_bytes: float | None = None) -> Setup:
+    """What the trainer of a config has; the bytes of a device are by default this machine's, shared by its processes."""
+    on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and torch.cuda.is_available())
+    devices = trainer.devices
+    if devices in ("auto", -1, "-1"):
+        devices = max(1, torch.cuda.device_count()) if on_gpu else 1
+    on_machine = len(devices) if isinstance(devices, list) else int(devices)
+    strategy = trainer.strategy
+    if isinstance(strategy, str):
+        strategy = FSDP2Strategy() if strategy.startswith("fsdp2") else None
+    if device_bytes is None and on_gpu and torch.cuda.is_available():
+        device_bytes = torch.cuda.get_device_properties(0).total_memory
+    if device_bytes is None and on_gpu:
+        raise ConfigError("this machine has no GPU to ask for its memory; give --device_gb, for example 80")
+    if device_bytes is None:
+        device_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / on_machine
+    precision = trainer.precision or ("bf16-mixed" if on_gpu else "32-true")
+    return Setup(trainer.num_nodes * on_machine, precision == "bf16-mixed", strategy, on_gpu, float(device_bytes))
 
 
 def module_of(settings: dict) -> RoundModule:

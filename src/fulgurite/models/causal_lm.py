@@ -19,7 +19,7 @@ from .tiny import TinyModel, tiny_config, tiny_tokenizer
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -36,6 +36,20 @@ def load_tokenizer(source: str | TinyModel) -> PreTrainedTokenizerBase:
         return tiny_tokenizer(source)
     with _named_in_errors(source):
         return AutoTokenizer.from_pretrained(_found(source))
+
+
+def load_config(source: str | TinyModel) -> PreTrainedConfig:
+    """The config of a model folder or hub name, or of a tiny model.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from transformers import AutoConfig
+
+    if isinstance(source, TinyModel):
+        return tiny_config(source)
+    with _named_in_errors(source):
+        return AutoConfig.from_pretrained(_found(source))
 
 
 class CausalLM(nn.Module):
@@ -83,16 +97,13 @@ class CausalLM(nn.Module):
         Raises:
             ConfigError: no config of that name can be loaded.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+        from transformers import AutoModelForCausalLM, GenerationConfig
         from transformers.initialization import no_init_weights
 
-        with _named_in_errors(source):
-            tiny = isinstance(source, TinyModel)
-            config = tiny_config(source) if tiny else AutoConfig.from_pretrained(_found(source))
-            with torch.device("cpu"), no_init_weights():
-                hf = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        with torch.device("cpu"), no_init_weights():
+            hf = AutoModelForCausalLM.from_config(load_config(source), dtype=dtype)
         hf.tie_weights()
-        if not tiny:
+        if not isinstance(source, TinyModel):
             with suppress(OSError):  # a folder need not have one
                 hf.generation_config = GenerationConfig.from_pretrained(source)
         return cls(hf.train())
