@@ -10,8 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def run_forked(work: Callable[[], object], folder: Path, ranks: int = 1, limit_s: float = 100, **settings: object) -> list[int]:
+def run_forked(
+    work: Callable[[], object],
+    folder: Path,
+    ranks: int = 1,
+    limit_s: float = 100,
+    kill_after_s: float | None = None,
+    **settings: object,
+) -> list[int]:
     """Runs `work()` in `folder` with the settings in the environment (prefixed T_); returns the exit status of each rank.
+    Those that still run after `kill_after_s` are killed.
 
     Output goes to out.<rank>. Two ranks form a process group of their own that Lightning takes up (LOCAL_RANK, MASTER_PORT).
 
@@ -34,6 +42,11 @@ def run_forked(work: Callable[[], object], folder: Path, ranks: int = 1, limit_s
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     statuses[rank] = status
+        if kill_after_s is not None and time.monotonic() - begin > kill_after_s:
+            kill_after_s = None
+            for pid, status in zip(children, statuses, strict=True):
+                if status is None:
+                    os.kill(pid, signal.SIGKILL)
         if time.monotonic() - begin > limit_s:
             for pid, status in zip(children, statuses, strict=True):
                 if status is None:

@@ -1,13 +1,16 @@
 """The command line: what it refuses, what it writes, and how it resumes."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
+import lightning as L
 import pytest
 import yaml
 
@@ -44,11 +47,11 @@ def config(tmp_path) -> Path:
     return path
 
 
-def refused(capsys, *argv: str) -> str:
+def refused(capsys, *argv: str, code: int = 2) -> str:
     """The one sentence on stderr with which a command is refused."""
     with pytest.raises(SystemExit) as stop:
         cli.main(list(argv))
-    assert stop.value.code == 2
+    assert stop.value.code == code
     text = capsys.readouterr().err
     sentences = [line for line in text.splitlines() if line.startswith("error: ")]
     assert len(sentences) == 1 and "Traceback" not in text
@@ -144,9 +147,15 @@ def test_a_run_leaves_config_environment_results_and_refuses_to_be_overwritten(c
     assert "already holds a run; resume it with --ckpt_path last" in refused(capsys, "fit", "--config", str(config))
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
 
+    more = ["fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_epochs", "3"]
+    changed = ["--data.init_args.prompts_per_step", "4", "--model.init_args.optimizer.learning_rate", "0.02"]
+    text = refused(capsys, *more, *changed, "--trainer.callbacks", "CompletionPruning", "--trainer.callbacks.rate", "0.5")
+    assert "data.init_args.prompts_per_step was 3 and is now 4" in text and "learning_rate was 0.01 and is now 0.02" in text
+    assert "trainer.callbacks was None and is now [{" in text and "--allow_changes true" in text
+    assert not (run / "config.resume-1.yaml").exists()
     with pytest.warns(UserWarning, match="data.init_args.prompts_per_step was 3 and is now 4"):
-        cli.main(["fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_epochs", "3",
-                  "--data.init_args.prompts_per_step", "4"])  # fmt: skip
+        memory = ["--model.init_args.tokens_per_microbatch", "99", "--data.init_args.engine.class_path", "TransformersEngine"]
+        cli.main([*more, *changed[:2], *memory, "--allow_changes", "true"])
     assert yaml.safe_load((run / "config.resume-1.yaml").read_text())["trainer"]["max_epochs"] == 3
     assert yaml.safe_load((run / "config.yaml").read_text()) == saved
     rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
@@ -170,6 +179,53 @@ def test_a_run_leaves_config_environment_results_and_refuses_to_be_overwritten(c
     cli.main(["predict", "--config", str(config), "--ckpt_path", "last"])
     predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert len(predictions) == 4 and set(predictions[0]) >= {"benchmark", "prompt_id", "prompt", "text", "outcome", "reward"}
+
+
+def test_settings_that_change_no_result_may_change(config):
+    cli.main(["fit", "--config", str(config)])
+    more = ["--ckpt_path", "last", "--trainer.max_epochs", "3", "--model.init_args.tokens_per_microbatch", "99"]
+    more += ["--model.init_args.activation_checkpointing", "true", "--data.init_args.engine.class_path", "TransformersEngine"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*the run goes on with the new setting")
+        cli.main(["fit", "--config", str(config), *more])
+
+
+def test_a_checkpoint_of_another_model_is_refused(config, capsys, tmp_path):
+    cli.main(["fit", "--config", str(config)])
+    wider = ["--model.init_args.policy.hidden_size", "32", "--allow_changes", "true"]
+    text = refused(capsys, "fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_epochs", "3", *wider)
+    assert text.startswith("error: the checkpoint does not fit the model of the config: ") and "size mismatch" in text
+
+
+def test_a_torn_checkpoint_is_seen_and_the_one_before_taken(config, capsys, tmp_path):
+    cli.main(["fit", "--config", str(config)])
+    more = ["fit", "--config", str(config), "--trainer.max_epochs", "3", "--ckpt_path"]
+    first, last = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    assert f"{last} is cut short" in refused(capsys, *more, str(last))
+    middle = len(whole) // 2
+    last.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    with pytest.warns(UserWarning, match=f"{last.name} is damaged in .*; the checkpoint before it is taken"):
+        cli.main([*more, "last"])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "evaluation.jsonl").read_text().splitlines()]
+    assert [row["rounds"] for row in rows] == [1, 2, 3]
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(config, capsys, tmp_path, monkeypatch):
+    cli.main(["fit", "--config", str(config)])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    more = ["fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_epochs", "3"]
+    with monkeypatch.context() as patch:
+
+        def full(*_, **__):
+            raise OSError(errno.ENOSPC, "No space left on device", "writing.tmp")
+
+        patch.setattr(L.Trainer, "save_checkpoint", full)
+        text = refused(capsys, *more, code=5)
+    assert "the disk is full at writing.tmp; what was saved before is whole" in text
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "checkpoints").iterdir()} == before
+    cli.main(more)
 
 
 def test_printed_config_gives_itself_back(config, capsys, tmp_path):

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fulgurite.callbacks.checkpoint import RoundCheckpoint, checkpoints_in
+from fulgurite.callbacks.checkpoint import RoundCheckpoint
+from fulgurite.callbacks.checkpoint_files import checkpoints_in
 from fulgurite.callbacks.guards import Guards
-from fulgurite.data.prompts import identity, refuse_other_data
+from fulgurite.data.prompts import identity
 from fulgurite.data.supervised_datamodule import SupervisedDataModule
 from fulgurite.data.task_datamodule import Benchmark
 from fulgurite.guards import GuardError
+from fulgurite.guards.changed_data import check_data
 from fulgurite.guards.contamination import check_contamination, covered, find_contaminated, question_of, runs, words
 from fulgurite.modules.supervised import SupervisedFineTuning
 from fulgurite.tasks.prompting import PromptStyle
@@ -174,12 +176,12 @@ def test_the_identity_is_that_of_what_a_run_reads():
 
 def test_only_what_both_know_is_compared():
     one, two = ({"split": "s", "prompts": 1, "sha256": c * 64} for c in "12")
-    refuse_other_data({}, {"training split": one})
-    refuse_other_data({"training split": one, "benchmark old": one}, {"training split": one, "benchmark new": two})
+    check_data({}, {"training split": one})
+    check_data({"training split": one, "benchmark old": one}, {"training split": one, "benchmark new": two})
     with pytest.raises(ConfigError, match="the prompts of the benchmark sums are not those of the checkpoint"):
-        refuse_other_data({"training split": one, "benchmark sums": one}, {"training split": one, "benchmark sums": two})
+        check_data({"training split": one, "benchmark sums": one}, {"training split": one, "benchmark sums": two})
     with pytest.raises(ConfigError, match="the prompts of the training split are not"):
-        refuse_other_data({"training split": one, "benchmark sums": one}, {"training split": two, "benchmark sums": two})
+        check_data({"training split": one, "benchmark sums": one}, {"training split": two, "benchmark sums": two})
 
 
 class Shorter(EvenDigits):

@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import Callback
 import fulgurite.trainer_cli  # noqa: F401 - here, so that its loggers do not bind to the stream of one test
 from fulgurite import cli
 from fulgurite.callbacks import checkpoint as checkpoint_module
-from fulgurite.callbacks.checkpoint import RoundCheckpoint, checkpoints_in
+from fulgurite.callbacks.checkpoint import RoundCheckpoint
+from fulgurite.callbacks.checkpoint_files import checkpoints_in
 from fulgurite.callbacks.evaluation import EvaluationLog, read_rows
 from fulgurite.data.task_datamodule import Benchmark
 from fulgurite.engines.protocol import EngineError

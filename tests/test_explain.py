@@ -171,7 +171,7 @@ def test_a_run_out_of_memory_says_what_to_change(config, capsys, monkeypatch, er
         raise error
 
     monkeypatch.setattr(GRPO, "losses", full)
-    text = refused(capsys, "fit", "--config", config, "--model.init_args.tokens_per_microbatch", "4096")
+    text = refused(capsys, "fit", "--config", config, "--model.init_args.tokens_per_microbatch", "4096", code=5)
     assert text.startswith(f"error: out of memory: {error}")
     assert "tokens_per_microbatch is 4096, try 2048; the engine's max_rows is 512, try 256" in text
     assert "activation_checkpointing" in text and "fulgurite explain" in text

@@ -29,7 +29,9 @@ MAY_IMPORT = {
     "data": {"types", "seeding", "parallel", "credit", "selection", "guards", "models", "engines", "tasks", "rewards"},
     "modules": RECORDS | {"schedules", "parallel", "guards", "metrics", "credit", "selection", "losses", "models"},
     "budget": {"types", "parallel", "models", "engines", "data", "modules"},
+    "command_errors": {"types", "guards", "engines"},
     "trainer_cli": {
+        "command_errors",
         "budget",
         "types",
         "parallel",
@@ -43,6 +45,7 @@ MAY_IMPORT = {
         "callbacks",
     },
     "commands": {
+        "command_errors",
         "budget",
         "types",
         "run_record",

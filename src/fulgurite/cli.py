@@ -25,7 +25,11 @@ VERBS |= {verb: f".commands.{verb}" for verb in ("grade", "doctor", "compare", "
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a verb. Exit code 2: the command or config cannot work; 3: a guard stopped the run; 4: an engine failed."""
+    """Runs a verb.
+
+    Exit codes: 2 the command or config cannot work, 3 a guard stopped the run, 4 an engine failed, 5 memory or disk are full or
+    a process of the run ended, 143 the run was told to end by SIGTERM and has saved.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")

@@ -90,6 +90,13 @@ def agree(trainer: L.Trainer, doing: str, work: Callable[..., Any], *args: Any) 
     return result
 
 
+def ended_ranks(trainer: L.Trainer) -> str:
+    """The processes that this one started and that ended before it, with their exit codes; empty where there are none."""
+    started = getattr(trainer.strategy.launcher, "procs", [])
+    codes = {rank: process.poll() for rank, process in enumerate(started, start=1)}
+    return ", ".join(f"rank {rank} (exit code {code})" for rank, code in codes.items() if code)
+
+
 def sum_over_ranks(trainer: L.Trainer, values: Tensor) -> Tensor:
     """The sum of `values` over ranks, in float64."""
     return trainer.strategy.reduce(values.to(trainer.strategy.root_device, torch.float64), reduce_op="sum")

@@ -5,9 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -19,31 +16,30 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from .budget import Setup, after_out_of_memory
-from .callbacks.checkpoint import checkpoint_at
+from .callbacks.checkpoint_files import checkpoint_at
 from .callbacks.codistillation import CoDistillation
 from .callbacks.defaults import TUNABLE, fixed_callbacks
 from .callbacks.downsampling import DownSampling
 from .callbacks.pruning import CompletionPruning
 from .callbacks.tsallis import TsallisReweighting
+from .command_errors import ResourceError, cause_of, fail, sentence_in, short_errors
 from .data.rollout_datamodule import RolloutDataModule
 from .data.supervised_datamodule import SupervisedDataModule
 from .data.task_datamodule import TaskDataModule
-from .engines.protocol import EngineError
 from .engines.transformers_engine import TransformersEngine
 from .engines.vllm_engine import VLLMEngine
 from .engines.vllm_server import VLLMServerEngine
-from .guards import GuardError
+from .guards.changed_settings import changed_settings, check_settings
 from .models.tiny import TinyModel
 from .modules.base import RoundModule
 from .modules.codistill import CoDistillGRPO
 from .modules.grpo import GRPO
 from .modules.latent_reasoning import LatentReasoning
 from .modules.supervised import SupervisedFineTuning
-from .parallel import FSDP2Strategy
+from .parallel import FSDP2Strategy, ended_ranks
 from .run_record import unused, write_environment
 from .tasks.addition import Addition
 from .tasks.gsm8k import GSM8K
@@ -121,16 +117,24 @@ class SaveRun(SaveConfigCallback):
     """Writes the resolved config and the environment beside the run; a resumed run adds files and replaces none."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        began_with = Path(trainer.default_root_dir) / "config.yaml"
+        if stage == "fit" and began_with.exists():
+            before, now = began_with.read_text(), self.parser.dump(self.config, skip_none=False)
+            self._compare(yaml.safe_load(before), yaml.safe_load(now))
         if stage == "fit" and trainer.is_global_zero:
             path = unused(Path(trainer.default_root_dir), "config", "yaml")
-            first = path.with_name("config.yaml")
-            if first.exists():
-                warn_of_changes(
-                    yaml.safe_load(first.read_text()), yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-                )
             path.parent.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, path, skip_none=False, multifile=False)
             write_environment(trainer.default_root_dir, trainer.datamodule.identities)
+
+    def _compare(self, before: dict, now: dict) -> None:
+        if not self.config.allow_changes:
+            check_settings(before, now)
+        for change in changed_settings(before, now):
+            rank_zero_warn(
+                f"{change}; the run goes on with the new setting, except that the optimizer's state and rates come from the "
+                "checkpoint"
+            )
 
 
 class CLI(LightningCLI):
@@ -148,6 +152,12 @@ class CLI(LightningCLI):
         )
         parser.add_argument(
             "--tiny", type=bool, default=False, help="Swap every model for a tiny random one; nothing is downloaded."
+        )
+        parser.add_argument(
+            "--allow_changes",
+            type=bool,
+            default=False,
+            help="Resume with other settings of model, data or callbacks than the run began with.",
         )
         for key, kind in TUNABLE.items():
             parser.add_lightning_class_args(kind, key)
@@ -198,10 +208,12 @@ class CLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except RuntimeError as error:
+            if "onnection" in str(error) and (gone := ended_ranks(self.trainer)):
+                raise ResourceError(f"{gone} ended, and the others cannot go on without; --ckpt_path last resumes") from error
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
             advice = after_out_of_memory(self.model, self.datamodule, setup_of(self.config_init[subcommand].trainer))
-            raise ConfigError(f"out of memory: {str(error).splitlines()[0]} {advice}") from error
+            raise ResourceError(f"out of memory: {str(error).splitlines()[0]} {advice}") from error
 
     def _models(self, settings: Namespace) -> None:
         """Makes models tiny where asked, and refuses a missing folder with the command that makes it."""
@@ -233,24 +245,6 @@ class CLI(LightningCLI):
         )
 
 
-def warn_of_changes(before: dict, now: dict) -> None:
-    """Names the settings of model and data that differ from those the run was started with."""
-
-    def flat(tree: object, name: str) -> dict[str, object]:
-        if not isinstance(tree, dict):
-            return {name: tree}
-        return {k: v for key, value in tree.items() for k, v in flat(value, f"{name}.{key}").items()}
-
-    for part in ("model", "data"):
-        old, new = flat(before.get(part), part), flat(now.get(part), part)
-        for name in sorted({*old, *new}):
-            if old.get(name) != new.get(name):
-                rank_zero_warn(
-                    f"{name} was {old.get(name)} and is now {new.get(name)}; the run goes on with the new setting, "
-                    "except that the optimizer's state and rates come from the checkpoint"
-                )
-
-
 def how_to_make(source: str, configs: list) -> str:
     """The command that trains the missing model, if a config beside those given has it as its run."""
     for folder in {Path(str(c)).parent for c in configs}:
@@ -259,41 +253,6 @@ def how_to_make(source: str, configs: list) -> str:
             if made and source.startswith(made[1] + "/"):
                 return f"make it with: fulgurite fit --config {config}"
     return "expected a model folder or a hub name"
-
-
-def cause_of(error: BaseException | None, kind: type[Exception]) -> str | None:
-    """The text of the first error of that kind among an error and its causes."""
-    while error is not None and not isinstance(error, kind):
-        error = error.__cause__ or error.__context__
-    return error and str(error)
-
-
-def sentence_in(text: str) -> str:
-    """The refusal among the lines with which jsonargparse reports that no type of a union fits; else the text."""
-    refusals = re.findall(r"- (.*; expected .*)", text)
-    return refusals[0] if "Union subtypes" in text and refusals else text
-
-
-def fail(text: str, code: int) -> None:
-    print(f"error: {text}", file=sys.stderr)
-    raise SystemExit(code)
-
-
-@contextmanager
-def short_errors() -> Iterator[None]:
-    """A config that cannot work, a guard that stops a run and an engine that fails end in one sentence."""
-    try:
-        yield
-    except Exception as error:
-        if text := cause_of(error, ConfigError) or cause_of(error, MisconfigurationException):
-            fail(text, code=2)
-        if text := cause_of(error, GuardError):
-            fail(f"stopped by a guard: {text}", code=3)
-        if text := cause_of(error, EngineError):
-            fail(text, code=4)
-        if "Union subtypes" in str(error):
-            fail(sentence_in(str(error)), code=2)
-        raise
 
 
 def make(cli: type[CLI], argv: list[str]) -> CLI:

@@ -4,8 +4,10 @@ verdict per kill point as JSON. See test_resume.py."""
 import hashlib
 import json
 import os
+import random
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from lightning.pytorch.callbacks import Callback  # noqa: E402
 
 from forking import run_forked  # noqa: E402
 from fulgurite.callbacks import checkpoint as checkpoint_module  # noqa: E402
-from fulgurite.callbacks.checkpoint import RoundCheckpoint, checkpoints_in  # noqa: E402
+from fulgurite.callbacks.checkpoint import RoundCheckpoint  # noqa: E402
+from fulgurite.callbacks.checkpoint_files import checkpoints_in  # noqa: E402
 from fulgurite.callbacks.codistillation import CoDistillation  # noqa: E402
 from fulgurite.callbacks.samples import SampleLogger  # noqa: E402
 from fulgurite.callbacks.tsallis import TsallisReweighting  # noqa: E402
@@ -55,6 +58,10 @@ def event(*parts: object) -> None:
     name = ":".join(map(str, parts))
     write("events", name)
     if setting("DIE") != name or setting("RESUMED"):
+        return
+    if setting("HOW") == "terminate":
+        if rank() == int(setting("WHO", "0")):
+            os.kill(os.getpid(), signal.SIGTERM)
         return
     if setting("HOW") == "interrupt":
         os.kill(os.getpid(), signal.SIGINT)
@@ -160,6 +167,11 @@ class Ledger(Callback):
     def on_train_end(self, trainer, module):
         event("on_train_end")
 
+    def on_round(self, trainer, module, sampled, kept):
+        rows = zip(sampled.group_index.tolist(), sampled.completions, sampled.rewards.tolist(), strict=True)
+        told = [[sampled.prompts[i].id, list(c.token_ids), reward.hex()] for i, c, reward in rows]
+        write("rounds", json.dumps([sampled.number, told]))
+
     def on_train_epoch_start(self, trainer, module):
         event("on_train_epoch_start", trainer.current_epoch)
 
@@ -254,22 +266,63 @@ def round_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "rounds").glob("*"))}
 
 
+def differences(reference: Path, folder: Path, ranks: int) -> list[str]:
+    """What a run that was resumed did otherwise than the uninterrupted one; a line that was written again is the same."""
+    wrong = []
+    for r in range(ranks):
+        for name in ("ledger", "rounds", "val"):
+            want, got = lines(reference, name, r), lines(folder, name, r)
+            if set(want) != set(got) or want[-1:] != got[-1:]:
+                wrong.append(f"{name} of rank {r}")
+    if round_files(reference) != round_files(folder):
+        wrong.append("files of the rounds")
+    return wrong
+
+
+def kill_at_random(root: Path, moments: int, **settings: object) -> list[dict]:
+    """SIGKILL at moments spread over a whole run, drawn anew each time; every run is killed until it ends by itself."""
+    reference = root / "reference"
+    begin = time.monotonic()
+    statuses = run_forked(fit, reference, **settings)
+    took = time.monotonic() - begin
+    verdicts, draw = [{"place": "reference", "wrong": [] if statuses == [0] else [f"ended with {statuses}"]}], random.Random(7)
+    while len(verdicts) <= moments:
+        folder, killed, after = root / f"run-{len(verdicts)}", 0, []
+        while killed < 3 and len(verdicts) + killed <= moments:
+            after.append(round(draw.uniform(0.1, took), 3))
+            if run_forked(fit, folder, kill_after_s=after[-1], **settings) == [0]:
+                after.pop()
+                break
+            killed += 1
+            after[-1] = f"{after[-1]} s: {(lines(folder, 'events') or ['start'])[-1]}"
+        if (ended := run_forked(fit, folder, **settings)) != [0]:
+            verdicts.append({"place": after, "wrong": [f"resume ended with {ended}"]})
+            continue
+        verdicts += [{"place": place, "wrong": differences(reference, folder, 1)} for place in after]
+    return verdicts
+
+
 def kill_and_resume(reference: Path, place: str, ranks: int = 1, **settings: object) -> dict:
     """Runs until `place`, kills the run there, resumes it, and compares everything with the uninterrupted reference."""
     folder = reference.with_name(f"{reference.name}_{place.replace(':', '_')}")
     killed = run_forked(fit, folder, ranks, DIE=place, **settings)
     before = [len(lines(folder, "events", r)) for r in range(ranks)]
-    saves = sum(e.startswith("saved:") for e in lines(folder, "events"))
+    events = lines(folder, "events")
+    saves = sum(e.startswith("saved:") for e in events)
+    how = settings.get("HOW")
     resumed = run_forked(fit, folder, ranks, RESUMED=1, **settings)
-    expected = [os.WEXITSTATUS(s) == 1 if "HOW" in settings else os.WIFSIGNALED(s) for s in killed]
+    codes = {"interrupt": 1, "terminate": 143}
+    expected = [os.WEXITSTATUS(s) == codes[how] if how else os.WIFSIGNALED(s) for s in killed]
     wrong = [] if all(expected) else [f"ended with {killed}"]
     wrong += [] if resumed == [0] * ranks else [f"resume ended with {resumed}"]
+    wrong += differences(reference, folder, ranks)
+    if how == "terminate":  # it saves where the reference does not
+        told = events[events.index(place) :]
+        steps = sum(e.startswith("stepped") for e in told[1:])
+        if not any(e.startswith("saved:") for e in told) or steps > 1 or told[-1] != "on_exception:SystemExit":
+            wrong.append(f"after the signal: {told}")
+        return {"place": place, "wrong": wrong}
     for r in range(ranks):
-        want, got = lines(reference, "ledger", r), lines(folder, "ledger", r)
-        if set(want) != set(got) or want[-1:] != got[-1:]:
-            wrong.append(f"ledger of rank {r}")
-        if set(lines(reference, "val", r)) != set(lines(folder, "val", r)):
-            wrong.append(f"validations of rank {r}")
         events, again = lines(reference, "events", r), lines(folder, "events", r)[before[r] :]
         rest = events
         if saves:
@@ -282,8 +335,6 @@ def kill_and_resume(reference: Path, place: str, ranks: int = 1, **settings: obj
     want, got = ([path.name for path in checkpoints_in(run, best=True)] for run in (reference, folder))
     if want != got or len(want) != ("BEST" in settings):
         wrong.append(f"best checkpoints: want {want}, got {got}")
-    if round_files(reference) != round_files(folder):
-        wrong.append("files of the rounds")
     return {"place": place, "wrong": wrong}
 
 
@@ -327,6 +378,14 @@ CASES: dict[str, tuple[dict, list[str]]] = {
         ["stepped:3", "sampling:3", "stepped:5", "stepped:7"],
     ),
     "Ctrl-C while sampling": (dict(SHAPE="2x1", EVERY=1, HOW="interrupt"), ["sampling:1"]),
+    "SIGTERM": (
+        dict(SHAPE="2x2", EVERY=0, HOW="terminate"),
+        ["on_train_epoch_start:0", "sampling:1", "on_train_batch_start:1:0", "stepped:5", "stepped:7", "val_sample:easy:1",
+         "on_train_epoch_start:2"],
+    ),
+    "two ranks, SIGTERM to one": (
+        dict(SHAPE="2x2", EVERY=0, HOW="terminate", STRATEGY="sharded", WHO=1), ["sampling:1", "stepped:5"]
+    ),
     "4x1 estimate": (dict(SHAPE="4x1", ESTIMATE=1), ["stepped:5"]),
     "2x1 best": (
         dict(SHAPE="2x1", EVERY=1, BEST="eval/easy/score"),
@@ -344,6 +403,9 @@ CASES: dict[str, tuple[dict, list[str]]] = {
 
 
 def main(case: str, root: Path) -> None:
+    if case == "random moments":
+        print(json.dumps(kill_at_random(root, 20, SHAPE="2x2", EVERY=1, EARLY=1, ROUNDS=4)))
+        return
     settings, places = CASES[case]
     ranks = 2 if "STRATEGY" in settings else 1
     reference = root / "reference"

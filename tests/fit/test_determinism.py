@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from fulgurite.callbacks.checkpoint import RoundCheckpoint, checkpoints_in
+from fulgurite.callbacks.checkpoint import RoundCheckpoint
+from fulgurite.callbacks.checkpoint_files import checkpoints_in
 from fulgurite.callbacks.samples import SampleLogger
 from fulgurite.data.supervised_datamodule import SupervisedDataModule
 from fulgurite.engines.transformers_engine import TransformersEngine

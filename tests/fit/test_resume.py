@@ -23,6 +23,8 @@ CASES = [
     "2x1 three empty rounds",
     "4x1 estimate",
     "2x1 best",
+    "SIGTERM",
+    "two ranks, SIGTERM to one",
     "Ctrl-C while sampling",
     "two ranks, one file",
     "two ranks, shards",
@@ -33,6 +35,13 @@ def verdicts_of(case: str, folder: Path) -> list[dict]:
     ran = subprocess.run([sys.executable, str(SCRIPT), case, str(folder)], capture_output=True, text=True, timeout=280)
     assert ran.returncode == 0, ran.stderr[-2000:]
     return json.loads(ran.stdout)
+
+
+def test_a_run_killed_at_twenty_moments_drawn_at_random_resumes_to_the_same_bytes(tmp_path):
+    verdicts = verdicts_of("random moments", tmp_path)
+    assert len(verdicts) == 21
+    assert [v for v in verdicts if v["wrong"]] == []
+    assert len({v["place"].split(": ")[1] for v in verdicts[1:]}) > 8, "the moments are spread over what happens in a run"
 
 
 @pytest.mark.parametrize("case", CASES)

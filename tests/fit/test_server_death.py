@@ -9,7 +9,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed: its tests are skipped
 
 from lightning.pytorch.callbacks import Callback  # noqa: E402
 
-from fulgurite.callbacks.checkpoint import RoundCheckpoint, checkpoints_in  # noqa: E402
+from fulgurite.callbacks.checkpoint import RoundCheckpoint  # noqa: E402
+from fulgurite.callbacks.checkpoint_files import checkpoints_in  # noqa: E402
 from fulgurite.engines.vllm_server import VLLMServerEngine  # noqa: E402
 from fulgurite.models.tiny import TinyModel  # noqa: E402
 from fulgurite.types import SamplingSpec  # noqa: E402

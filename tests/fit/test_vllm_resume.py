@@ -4,7 +4,8 @@ from tiny import require_vllm_cpu
 
 require_vllm_cpu()
 
-from fulgurite.callbacks.checkpoint import RoundCheckpoint, checkpoints_in  # noqa: E402
+from fulgurite.callbacks.checkpoint import RoundCheckpoint  # noqa: E402
+from fulgurite.callbacks.checkpoint_files import checkpoints_in  # noqa: E402
 from fulgurite.callbacks.samples import SampleLogger  # noqa: E402
 from fulgurite.engines.vllm_engine import VLLMEngine  # noqa: E402
 from tiny import VLLM_TINY, tiny_benchmarks, tiny_data, tiny_grpo, tiny_trainer  # noqa: E402

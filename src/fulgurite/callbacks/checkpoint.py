@@ -7,18 +7,22 @@ round's start hooks; this one leaves the order of hooks after a resume the exact
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from ..types import ConfigError
+from .checkpoint_files import checkpoints_in, link, remove
+from .preemption import StopRequest, leave
 
 
 class RoundCheckpoint(Checkpoint):
     """Writes `<run folder>/checkpoints/round-000012-update-000.ckpt`, each under another name first and then renamed, so a file
     with that name is whole.
+
+    A run that is told to end by SIGTERM finishes the update, saves, and exits with code 143; while it samples, it saves the
+    round once it is there.
 
     Args:
         every_n_rounds: save at the end of every n-th round and of the last; 0 never does.
@@ -52,7 +56,7 @@ class RoundCheckpoint(Checkpoint):
         if stage != "fit":
             return
         if trainer.is_global_zero:  # what a kill left may be the best one too: shards would be written into it
-            _remove(_folder(trainer) / "writing.tmp")
+            remove(_folder(trainer) / "writing.tmp")
         if self.best is not None:
             prefixes = [f"eval/{name}/" for name in trainer.datamodule.benchmarks]
             if not self.best.startswith(tuple(prefixes)):
@@ -71,27 +75,43 @@ class RoundCheckpoint(Checkpoint):
         if value > self.record:
             self.record, self.beaten = value, True
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.stop_request = StopRequest()
+
     def on_round(self, trainer: L.Trainer, module: L.LightningModule, sampled: object, kept: object) -> None:
-        if self.after_sampling:
+        told = self.stop_request.made(trainer)
+        if self.after_sampling or (told and self.every_n_rounds):
             loop = trainer.fit_loop.epoch_loop
             loop._batches_that_stepped -= 1  # Lightning adds 1 when it resumes here; the x of self.log depends on it
             self.save(trainer, trainer.current_epoch, 0)
             loop._batches_that_stepped += 1
+        if told:
+            self._leave(trainer)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx: int) -> None:
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         due = self.every_n_updates and (batch_idx + 1) % self.every_n_updates == 0
-        stops = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+        told = self.stop_request.made(trainer)
+        stops = told or trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
         if not last and (due or (stops and self.every_n_rounds)):
             self.save(trainer, trainer.current_epoch, batch_idx + 1)
+        if not last and told:
+            self._leave(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         done = trainer.current_epoch + 1
         last = done == trainer.max_epochs or trainer.should_stop
         whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        due = self.every_n_rounds and (done % self.every_n_rounds == 0 or last)
+        told = self.stop_request.made(trainer)
+        due = self.every_n_rounds and (done % self.every_n_rounds == 0 or last or told)
         if whole and (due or self.beaten):
             self.save(trainer, done, 0)
+        if told and not last:
+            self._leave(trainer)
+
+    def _leave(self, trainer: L.Trainer) -> None:
+        newest = checkpoints_in(trainer.default_root_dir)[-1:]
+        leave(trainer, str(newest[0]) if newest else "nothing, since checkpoint.every_n_rounds is 0")
 
     def save(self, trainer: L.Trainer, rounds: int, updates: int) -> None:
         """Writes a checkpoint of `rounds` whole rounds and `updates` of the next. Every rank must call it."""
@@ -101,10 +121,10 @@ class RoundCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             if self.beaten:
                 self._keep_best(partial, final)
-            _remove(final)
+            remove(final)
             os.replace(partial, final)
             for old in checkpoints_in(trainer.default_root_dir)[: -self.keep]:
-                _remove(old)
+                remove(old)
         self.beaten = False
         trainer.strategy.barrier()
 
@@ -112,12 +132,12 @@ class RoundCheckpoint(Checkpoint):
         """Names a checkpoint twice, before it gets its own name: a run killed in between does the round again, and this too."""
         best, older = final.with_name(f"best-{final.name}"), checkpoints_in(final.parent.parent, best=True)
         partial = final.with_name("linking.tmp")
-        _remove(partial)
-        _link(whole, partial)
-        _remove(best)
+        remove(partial)
+        link(whole, partial)
+        remove(best)
         os.replace(partial, best)
         for old in set(older) - {best}:
-            _remove(old)
+            remove(old)
 
     def state_dict(self) -> dict:
         return {} if self.best is None else {"best": self.best, "record": self.record}
@@ -127,49 +147,5 @@ class RoundCheckpoint(Checkpoint):
             self.record = state_dict["record"]
 
 
-def checkpoints_in(run_dir: str | Path, best: bool = False) -> list[Path]:
-    """The checkpoints of a run in the order in which they were written: after going back to an older one, what the run then
-    writes is newer than the rounds that it left. With `best` those that were the best: one, or the last of two after a kill."""
-    found = (Path(run_dir) / "checkpoints").glob(f"{'best-' if best else ''}round-*-update-*.ckpt")
-    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
-
-
-def checkpoint_at(run_dir: str | Path, name: str) -> Path:
-    """The newest checkpoint of a run for `last`, its best for `best`, else the path itself.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name in ("last", "best"):
-        found = checkpoints_in(run_dir, best=name == "best")
-        if not found:
-            hint = "was checkpoint.best set, and " if name == "best" else ""
-            raise ConfigError(
-                f"--ckpt_path {name} finds no checkpoint in {Path(run_dir) / 'checkpoints'}; {hint}is that the run's folder?"
-            )
-        return found[-1]
-    if not Path(name).exists():
-        raise ConfigError(f"--ckpt_path {name} does not exist; `last` stands for the newest of the run, `best` for its best")
-    return Path(name)
-
-
 def _folder(trainer: L.Trainer) -> Path:
     return Path(trainer.default_root_dir) / "checkpoints"
-
-
-def _link(path: str | Path, other: str | Path) -> None:
-    """A second name for a file, or for each file of a folder; a copy where the file system has no such names."""
-    if os.path.isdir(path):
-        shutil.copytree(path, other, copy_function=_link)
-        return
-    try:
-        os.link(path, other)
-    except OSError:
-        shutil.copy2(path, other)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from statistics import fmean
 from jsonargparse import ActionConfigFile, ArgumentParser
 from tqdm import tqdm
 
+from ..command_errors import fail, short_errors
 from ..compare.html import html
 from ..compare.jobs import Rates, arm_jobs, stages_of, tuning_jobs, tuning_stages, warm_start_jobs
 from ..compare.plan import Plan, arguments
@@ -20,7 +21,7 @@ from ..compare.readings import last_accuracy, read_run
 from ..compare.runner import run_all
 from ..compare.statistics import Curve, summarise
 from ..run_record import environment
-from ..trainer_cli import data_of, fail, short_errors
+from ..trainer_cli import data_of
 from ..types import ConfigError
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from ..budget import Budget, budget_of, what_would_fit
+from ..command_errors import short_errors
 from ..models.memory import size_of
-from ..trainer_cli import explained, setup_of, short_errors
+from ..trainer_cli import explained, setup_of
 from ..types import ConfigError
 
 GB = 1e9
@@ -48,7 +49,7 @@ def counts(config, ranks: int) -> list[str]:
         f"updates   {steps}{passes} = {data.updates_per_round} a round, {rounds:,} rounds: {rounds * data.updates_per_round:,}",
     ]
     if getattr(data, "fill_to", None):
-        lines.append(f"fill_to   {data.fill_to} rows an update after dropping, sampled again up to {data.max_fill_rounds} times")
+        lines.append(f"fill_to   {data.fill_to} rows an update, sampled again up to {data.max_fill_rounds} times")
     if hasattr(data, "sampling"):
         most = steps * rows * data.sampling.max_new_tokens
         lines.append(f"tokens    at most {most:,} sampled a round, {rounds * most:,} in all")

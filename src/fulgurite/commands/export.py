@@ -11,11 +11,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from ..callbacks.checkpoint import checkpoint_at
+from ..callbacks.checkpoint_files import checkpoint_at
 from ..callbacks.evaluation import read_rows
+from ..command_errors import short_errors
 from ..models.causal_lm import CausalLM, load_tokenizer
 from ..modules.base import COUNTERS
-from ..trainer_cli import module_of, short_errors
+from ..trainer_cli import module_of
 from ..types import ConfigError
 from .model_card import model_card
 

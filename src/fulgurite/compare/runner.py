@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..callbacks.checkpoint import checkpoints_in
+from ..callbacks.checkpoint_files import checkpoints_in
 from ..callbacks.evaluation import read_rows
 from ..types import ConfigError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -82,21 +82,6 @@ def identity(split: str, prompts: Sequence[Prompt]) -> dict[str, str | int]:
     """Name of a split, number of its prompts, fingerprint of what a run reads of them; the file they come from is left out."""
     digest = fingerprint({name: getattr(prompt, name) for name in READ_BY_A_RUN} for prompt in prompts)
     return {"split": split, "prompts": len(prompts), "sha256": digest}
-
-
-def refuse_other_data(before: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> None:
-    """Compares identities under the same names.
-
-    Raises:
-        ConfigError: two differ.
-    """
-    for of in sorted(before.keys() & now.keys(), reverse=True):
-        if before[of]["sha256"] != now[of]["sha256"]:
-            was, become = (f"{i['prompts']} of split {i['split']!r}, sha256 {i['sha256']}" for i in (before[of], now[of]))
-            raise ConfigError(
-                f"the prompts of the {of} are not those of the checkpoint: they were {was}, and are {become}; "
-                "expected the same prompts in the same order: resume on the old data, or start a new run"
-            )
 
 
 class PromptOrder:

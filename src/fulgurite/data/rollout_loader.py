@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ..guards.short_round import check_whole_round
 from ..types import Minibatch
 
 if TYPE_CHECKING:
@@ -22,7 +23,11 @@ class RolloutLoader:
         return self.data.updates_per_round
 
     def __iter__(self) -> Iterator[Minibatch]:
-        return self.data.minibatches()
+        done = self.data.start
+        for minibatch in self.data.minibatches():
+            done += 1
+            yield minibatch
+        check_whole_round(done, len(self))
 
     def state_dict(self) -> dict:
         """Empty: the position belongs to the DataModule. Without it Lightning warns that the loader cannot resume."""

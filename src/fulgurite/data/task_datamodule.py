@@ -16,12 +16,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from ..engines.protocol import Engine, EngineError
 from ..engines.transformers_engine import TransformersEngine
 from ..engines.weights import ChecksummedWeights
+from ..guards.changed_data import check_data
 from ..guards.contamination import check_contamination, question_of
 from ..parallel import agree
 from ..seeding import address
 from ..tasks.protocol import Task
 from ..types import Completion, ConfigError, EvaluationBatch, Minibatch, Prompt, SamplingSpec, Verdict
-from .prompts import encode, identity, refuse_other_data, within_limit
+from .prompts import encode, identity, within_limit
 from .rollout_loader import RolloutLoader
 from .weight_check import check_load
 
@@ -183,7 +184,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
             ConfigError: the fit of the checkpoint had other prompts than this one; a checkpoint that does not say is taken.
         """
         if self.trainer.state.fn == "fit":
-            refuse_other_data(state.get("data", {}), self.identities)
+            check_data(state.get("data", {}), self.identities)
 
     def prompts_of(self, split: str, task: Task | None = None) -> list[Prompt]:
         """The prompts of a split with their tokens; by default of the task that is trained on.
