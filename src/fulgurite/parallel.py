@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -90,11 +94,37 @@ def agree(trainer: L.Trainer, doing: str, work: Callable[..., Any], *args: Any) 
     return result
 
 
+PARENT = os.getppid()
+LOOK_EVERY_S = 2.0
+
+
 def ended_ranks(trainer: L.Trainer) -> str:
-    """The processes that this one started and that ended before it, with their exit codes; empty where there are none."""
+    """Of the processes that Lightning started, or that started this one, those that ended before it; empty where none did."""
     started = getattr(trainer.strategy.launcher, "procs", [])
     codes = {rank: process.poll() for rank, process in enumerate(started, start=1)}
-    return ", ".join(f"rank {rank} (exit code {code})" for rank, code in codes.items() if code)
+    ended = [f"rank {rank} (exit code {code})" for rank, code in codes.items() if code]
+    return ", ".join(["rank 0"] * _is_orphan() + ended)
+
+
+def end_with_rank_0() -> None:
+    """In a process that Lightning started: ends it once rank 0 is gone, which a GPU's collectives would wait for."""
+
+    def watch() -> None:
+        while not _is_orphan():
+            time.sleep(LOOK_EVERY_S)
+        print("error: rank 0 ended, and the others cannot go on without", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    if _started_by_lightning():
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_orphan() -> bool:
+    return _started_by_lightning() and os.getppid() != PARENT
+
+
+def _started_by_lightning() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 def sum_over_ranks(trainer: L.Trainer, values: Tensor) -> Tensor:

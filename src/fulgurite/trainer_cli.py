@@ -39,7 +39,7 @@ from .modules.codistill import CoDistillGRPO
 from .modules.grpo import GRPO
 from .modules.latent_reasoning import LatentReasoning
 from .modules.supervised import SupervisedFineTuning
-from .parallel import FSDP2Strategy, ended_ranks
+from .parallel import FSDP2Strategy, end_with_rank_0, ended_ranks
 from .run_record import unused, write_environment
 from .tasks.addition import Addition
 from .tasks.gsm8k import GSM8K
@@ -274,6 +274,7 @@ def make(cli: type[CLI], argv: list[str]) -> CLI:
 
 def run(argv: list[str]) -> None:
     """Parses and runs one verb."""
+    end_with_rank_0()
     with short_errors():
         make(CLI, argv)
 
