@@ -25,12 +25,16 @@ from fulgurite.compare.plan import Arm, Plan
 from fulgurite.data.gold import GoldAnswer
 from fulgurite.data.rewards import add_rewards
 from fulgurite.data.rollout_datamodule import RolloutDataModule
+from fulgurite.models.adapters import LoRA
 from fulgurite.modules.grpo import GRPO
+from fulgurite.parallel import FSDP2Strategy
 from fulgurite.trainer_cli import data_of
 from fulgurite.types import Completion, Prompt, Verdict
 
 ROOT = Path(__file__).parents[1]
-START, CONCEPTS, ADD, GUARDS = (ROOT / "docs" / f"{name}.md" for name in ("start", "concepts", "add-a-method", "guards"))
+START, CONCEPTS, ADD, GUARDS, SCALE = (
+    ROOT / "docs" / f"{name}.md" for name in ("start", "concepts", "add-a-method", "guards", "scale")
+)
 GRPO_PAGE, TSALLIS_PAGE = (ROOT / "docs" / "methods" / f"{name}.md" for name in ("grpo", "tsallis"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = ("source .venv/bin/activate", "tensorboard --logdir runs", "export PYTHONPATH=.")
@@ -96,6 +100,12 @@ def test_the_page_of_comparisons_has_every_setting():
     assert listed == {f.name for kind in (Plan, Arm) for f in fields(kind)}
 
 
+def test_the_page_on_scale_has_every_setting_of_strategy_and_adapters():
+    for heading, kind in (("Several GPUs in one machine", FSDP2Strategy), ("Adapters", LoRA)):
+        documented = {code(key): yaml.safe_load(default.strip("`")) for key, default, _ in tables(SCALE, heading)}
+        assert documented == {name: value for name, value in defaults_of(kind).items() if name != "kwargs"}
+
+
 # Commands
 
 
@@ -112,7 +122,7 @@ def parsed(words: list[str], capsys) -> dict:
             value = config
             for key in option.removeprefix("--").split("."):
                 value = value[key]
-            assert value == yaml.safe_load(given), f"{option} is {value} in the config of {shlex.join(words)}"
+            assert value in (yaml.safe_load(given), given), f"{option} is {value} in the config of {shlex.join(words)}"
     return config
 
 
@@ -128,6 +138,10 @@ def test_every_command_works(page, line, workspace, tmp_path, monkeypatch, capsy
         monkeypatch.chdir(tmp_path)
         cli.main(words[1:])
         assert {"model.safetensors", "README.md", "fulgurite.yaml"} <= set(os.listdir(words[3]))
+    elif words[:2] == ["fulgurite", "explain"]:
+        monkeypatch.chdir(workspace)
+        cli.main(words[1:])
+        assert "GB of a process, estimated" in capsys.readouterr().out
     elif words[0] == "fulgurite":
         monkeypatch.chdir(workspace)
         monkeypatch.syspath_prepend(workspace)
@@ -282,6 +296,30 @@ def test_the_kappa_table_is_right():
 def test_every_guard_has_a_row_and_every_row_a_guard():
     files = {path.stem for path in (ROOT / "src" / "fulgurite" / "guards").glob("[a-z]*.py")}
     assert {re.sub(r"\W", "_", row[0]) for row in tables(GUARDS)} == files
+
+
+FAULT_TESTS = {
+    "truncation": "faults/test_guards.py::test_truncated_rounds_in_a_row_stop_the_run",
+    "all_equal_groups": "faults/test_guards.py::test_rounds_of_all_equal_groups_stop_the_run",
+    "failed_grading": "faults/test_guards.py::test_rounds_on_which_the_grader_fails_stop_the_run",
+    "non_finite": "faults/test_guards.py::test_skipped_updates_in_a_row_stop_the_run",
+    "engine_weights": "faults/test_engine_faults.py::test_a_faulty_engine_stops_the_run_and_is_named",
+    "engine_gap": "faults/test_guards.py::test_an_engine_whose_logprobs_are_shifted_stops_the_run",
+    "vocabulary": "methods/test_codistill.py::test_other_tokenizers_are_refused_with_the_first_token_that_differs",
+    "weights_move": "faults/test_guards.py::test_bfloat16_updates_that_round_away_stop_the_run",
+    "empty_minibatch": "faults/test_guards.py::test_empty_rounds_only_warn_by_default_and_stop_the_run_if_asked",
+    "contamination": "test_contamination.py::test_a_run_on_leaked_questions_is_stopped_before_a_model_is_made",
+    "short_round": "faults/test_run_faults.py::test_a_loader_that_ends_early_stops_the_run",
+    "changed_settings": "test_cli.py::test_a_run_leaves_config_environment_results_and_refuses_to_be_overwritten",
+    "changed_data": "test_contamination.py::test_a_run_is_not_resumed_on_other_data",
+}
+
+
+def test_every_guard_has_a_fault_test():
+    assert FAULT_TESTS.keys() == {path.stem for path in (ROOT / "src" / "fulgurite" / "guards").glob("[a-z]*.py")}
+    for place in FAULT_TESTS.values():
+        path, test = place.split("::")
+        assert f"def {test}(" in (ROOT / "tests" / path).read_text(), place
 
 
 # A real run, by the command line

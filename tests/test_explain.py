@@ -11,6 +11,7 @@ from fulgurite.budget import Setup, budget_of, what_would_fit
 from fulgurite.data.rollout_datamodule import RolloutDataModule
 from fulgurite.engines import vllm_engine
 from fulgurite.engines.vllm_engine import VLLMEngine
+from fulgurite.models.adapters import LoRA
 from fulgurite.models.causal_lm import CausalLM
 from fulgurite.models.memory import LOGITS, size_of
 from fulgurite.models.tiny import TinyModel
@@ -110,6 +111,18 @@ def test_a_frozen_reference_has_weights_alone():
     alone, beside = (budget_of(GRPO(SHAPE, kl_beta=beta), data(), setup()) for beta in (0.0, 0.1))
     assert beside.update["weights"] == 2 * alone.update["weights"]
     assert beside.update["gradients"] == alone.update["gradients"] and beside.update["optimizer"] == alone.update["optimizer"]
+
+
+def test_adapters_need_no_state_for_what_is_frozen():
+    lora = LoRA(rank=2)
+    budget = budget_of(GRPO(SHAPE, lora=lora), data(), setup())
+    weights, adapters = size_of(SHAPE).weights, 6 * 2 * (2 * 512 + 2 * 384 + 3 * 768)
+    assert budget.update["weights"] == 2 * weights + 4 * adapters
+    assert budget.update["gradients"] == 4 * adapters and budget.update["optimizer"] == 8 * adapters
+    assert budget.update["bfloat16 copies"] == budget.sampling["bfloat16 copies"] == 0
+    sharded = budget_of(GRPO(SHAPE, lora=lora), data(), setup(ranks=2, strategy=FSDP2Strategy()))
+    assert sharded.update["weights"] == (4 * weights + 4 * adapters) / 2
+    assert sharded.update["bfloat16 copies"] == 2 * weights
 
 
 def test_what_would_fit_fits(vllm):

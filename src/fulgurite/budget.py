@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .engines.transformers_engine import TransformersEngine
 from .engines.vllm_engine import CPU_KV_CACHE_GIB, VLLMEngine
-from .models.memory import BFLOAT16, FLOAT32, LOGITS, ModelSize, size_of
+from .models.memory import BFLOAT16, FLOAT32, LOGITS, ModelSize, size_of, trained_weights
 from .parallel import FSDP2Strategy
 
 if TYPE_CHECKING:
@@ -70,19 +70,22 @@ def budget_of(module: RoundModule, data: TaskDataModule, setup: Setup, checkpoin
         ConfigError: the config of a model cannot be loaded.
     """
     sizes = {name: size_of(source) for name, source in module.sources.items()}
-    trained = [sizes[name] for name in module.trained_names]
+    trained = [trained_weights(module.sources[name], module.adapters.get(name)) for name in module.trained_names]
+    widths = {name: BFLOAT16 if name in module.adapters and setup.mixed and not setup.strategy else FLOAT32 for name in sizes}
     shards = setup.ranks if setup.strategy else 1
     kept = 0 if setup.strategy and setup.strategy.cpu_offload else 1
-    weights = kept * FLOAT32 * sum(size.weights for size in sizes.values()) / shards
-    gradients = kept * FLOAT32 * sum(size.weights for size in trained) / shards
+    beside = FLOAT32 * sum(trained_weights(module.sources[name], lora) for name, lora in module.adapters.items())
+    weights = kept * (sum(widths[name] * size.weights for name, size in sizes.items()) + beside) / shards
+    gradients = kept * FLOAT32 * sum(trained) / shards
     stepped = max if module.offload_optimizer else sum
-    moments = kept * MOMENTS * stepped(size.weights for size in trained) / shards
+    moments = kept * MOMENTS * stepped(trained) / shards
     largest = max(sizes.values(), key=lambda size: size.weights)
     lowered = setup.strategy is not None and setup.strategy.gather_dtype == "bfloat16"
-    copies = float(BFLOAT16 * largest.weights) if setup.mixed and not lowered else 0.0
+    copied = [size.weights for name, size in sizes.items() if widths[name] == FLOAT32]
+    copies = float(BFLOAT16 * max(copied, default=0)) if setup.mixed and not lowered else 0.0
     gathered = _gathered(largest, setup)
     checkpointing = module.activation_checkpointing if checkpointing is None else checkpointing
-    per_token = max(size.activations_per_token(setup.mixed, checkpointing) for size in trained)
+    per_token = max(sizes[name].activations_per_token(setup.mixed, checkpointing) for name in module.trained_names)
     update = {
         "weights": weights,
         "gradients": gradients,
@@ -97,6 +100,8 @@ def budget_of(module: RoundModule, data: TaskDataModule, setup: Setup, checkpoin
         update["engine"] = _vllm(data.engine, sampled, setup)
     waiting = 0.0 if module.offload_optimizer else moments
     sampling = {"weights": weights, "optimizer": waiting, **_engine(data, sampled, setup)}
+    if widths[module.trained_names[0]] == BFLOAT16 and "bfloat16 copies" in sampling:
+        sampling["bfloat16 copies"] = 0.0
     return Budget(update, sampling, float(per_token))
 
 

@@ -313,6 +313,8 @@ def setup_of(trainer: Namespace, device_bytes: float | None = None) -> Setup:
     devices = trainer.devices
     if devices in ("auto", -1, "-1"):
         devices = max(1, torch.cuda.device_count()) if on_gpu else 1
+    if isinstance(devices, str) and "," in devices:
+        devices = devices.strip(",").split(",")
     on_machine = len(devices) if isinstance(devices, list) else int(devices)
     strategy = trainer.strategy
     if isinstance(strategy, str):

@@ -25,6 +25,7 @@ from fulgurite.callbacks.tsallis import TsallisReweighting  # noqa: E402
 from fulgurite.data.gold import GoldAnswer  # noqa: E402
 from fulgurite.data.hints import Hints  # noqa: E402
 from fulgurite.data.supervised_datamodule import SupervisedDataModule  # noqa: E402
+from fulgurite.models.adapters import LoRA  # noqa: E402
 from fulgurite.models.causal_lm import CausalLM  # noqa: E402
 from fulgurite.models.tiny import TinyModel  # noqa: E402
 from fulgurite.modules.base import COUNTERS  # noqa: E402
@@ -116,6 +117,11 @@ CASES = {
         1,
     ),
     "kl, bfloat16": lambda: (grpo(kl_beta=0.3, reference=reference()), rounds(steps_per_round=UPDATES), 1),
+    "adapters": lambda: (
+        grpo(kl_beta=0.3, reference=reference(), lora=LoRA(rank=3)),
+        rounds(),
+        UPDATES,
+    ),
     "exact kl": lambda: (grpo(kl_beta=0.3, reference=reference(), kl_estimator="exact"), rounds(), UPDATES),
     "supervised": lambda: (
         SupervisedFineTuning(TINY, OPTIMIZER, tokens_per_microbatch=150),

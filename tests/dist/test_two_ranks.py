@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-CASES = ("grpo", "kl", "pruned", "garl", "paft", "exact kl", "supervised")
+CASES = ("grpo", "kl", "pruned", "garl", "paft", "exact kl", "supervised", "adapters")
 FSDP2_ONLY = ("codistill", "kl, little memory", "kl, bfloat16")
 both_ways = pytest.mark.parametrize(
     ("case", "way"),

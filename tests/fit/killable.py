@@ -29,6 +29,7 @@ from fulgurite.data.gold import GoldAnswer  # noqa: E402
 from fulgurite.data.hints import Hints  # noqa: E402
 from fulgurite.data.rollout_datamodule import RolloutDataModule  # noqa: E402
 from fulgurite.data.task_datamodule import BenchmarkLoader  # noqa: E402
+from fulgurite.models.adapters import LoRA  # noqa: E402
 from fulgurite.models.tiny import TinyModel  # noqa: E402
 from fulgurite.modules.codistill import CoDistillGRPO  # noqa: E402
 from fulgurite.modules.grpo import GRPO  # noqa: E402
@@ -251,8 +252,8 @@ def fit() -> None:
     if method == "codistill":
         module = LoudCoDistillGRPO(TINY, TinyModel(**{**vars(TINY), "hidden_size": 32}), spec, spec, tokens_per_microbatch=32)
     else:
-        kind = LoudLatentReasoning if method else LoudGRPO
-        module = kind(policy=TINY, tokens_per_microbatch=32, optimizer=spec)
+        kind = LoudLatentReasoning if method == "paft" else LoudGRPO
+        module = kind(TINY, tokens_per_microbatch=32, optimizer=spec, lora=LoRA(rank=2) if method == "adapters" else None)
     found = checkpoints_in(".")
     trainer.fit(module, datamodule=data, ckpt_path=str(found[-1]) if found else None, weights_only=True if found else None)
 
@@ -364,6 +365,7 @@ CASES: dict[str, tuple[dict, list[str]]] = {
         ["saved:0.0", "saved:1.0", "stepped:1", "sampling:1", "validation_step:hard:0", "on_train_epoch_end:1"],
     ),
     "1x1 PAFT": (dict(SHAPE="1x1", EVERY=0, EARLY=1, METHOD="paft"), ["saved:1.0", "stepped:1"]),
+    "1x1 adapters": (dict(SHAPE="1x1", EVERY=1, METHOD="adapters"), ["stepped:1"]),
     "1x2 CoDistill": (
         dict(SHAPE="1x2", EVERY=1, METHOD="codistill"),
         ["sampling:1", "stepped:2", "val_sample:easy_large:1"],

@@ -17,6 +17,7 @@ CASES = [
     "4x1 save at round ends only",
     "1x1 save after sampling",
     "1x1 PAFT",
+    "1x1 adapters",
     "1x2 CoDistill",
     "two ranks, CoDistill",
     "4x1 save after sampling",

@@ -6,7 +6,7 @@ import argparse
 
 from ..budget import Budget, budget_of, what_would_fit
 from ..command_errors import short_errors
-from ..models.memory import size_of
+from ..models.memory import size_of, trained_weights
 from ..trainer_cli import explained, setup_of
 from ..types import ConfigError
 
@@ -39,6 +39,8 @@ def counts(config, ranks: int) -> list[str]:
     for name, source in module.sources.items():
         origin = source if isinstance(source, str) else f"a tiny {source.architecture}"
         kind = "trained" if name in module.trained_names else "frozen"
+        if lora := module.adapters.get(name):
+            kind = f"adapters of {trained_weights(source, lora) / 1e6:,.2f} million weights trained"
         lines.append(f"model     {name}: {size_of(source).weights / 1e6:,.2f} million weights, {kind}, from {origin}")
     group = getattr(data, "completions_per_prompt", 1)
     rows = data.prompts_per_step * group

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..callbacks.checkpoint_files import checkpoint_at
 from ..callbacks.evaluation import read_rows
 from ..command_errors import short_errors
+from ..models.adapters import save_adapters
 from ..models.causal_lm import CausalLM, load_tokenizer
 from ..modules.base import COUNTERS
 from ..trainer_cli import module_of
@@ -26,19 +27,20 @@ def run(argv: list[str]) -> None:
     parser.add_argument("run", type=Path, help="the folder of a run")
     parser.add_argument("out", type=Path, help="the folder to make; of several trained models each has a folder in it")
     parser.add_argument("--ckpt_path", default="last", help="`last` (the default), `best`, or a path")
+    parser.add_argument("--adapters_only", action="store_true", help="LoRA adapters alone, as peft reads them")
     options = parser.parse_args(argv[1:])
     with short_errors():
-        for folder in export(options.run, options.out, options.ckpt_path):
+        for folder in export(options.run, options.out, options.ckpt_path, options.adapters_only):
             print(folder)
 
 
-def export(run_dir: Path, out: Path, ckpt_path: str = "last") -> list[Path]:
+def export(run_dir: Path, out: Path, ckpt_path: str = "last", adapters_only: bool = False) -> list[Path]:
     """Writes the trained models of a checkpoint, whole or in shards; returns their folders.
 
     The architecture and the tokenizer are those of the model that the run began with; adapters are merged into the weights.
 
     Raises:
-        ConfigError: no such run or checkpoint, or `out` exists.
+        ConfigError: no such run or checkpoint, `out` exists, or a model without adapters is asked for its adapters.
     """
     written = run_dir / "config.yaml"
     if not written.is_file():
@@ -56,9 +58,18 @@ def export(run_dir: Path, out: Path, ckpt_path: str = "last") -> list[Path]:
     folders = [out / name if several else out for name in module.trained_names]
     for name, folder in zip(module.trained_names, folders, strict=True):
         prefix = f"trained.{name}."
-        model = CausalLM.outline(module.sources[name])
-        model.load_state_dict({key.removeprefix(prefix): weights[key] for key in weights if key.startswith(prefix)})
-        model.save(folder, tokenizer)
+        of_model = {key.removeprefix(prefix): weights[key] for key in weights if key.startswith(prefix)}
+        lora, base = module.adapters.get(name), next(iter(of_model.values()))
+        if adapters_only and not lora:
+            raise ConfigError(f"the model {name!r} was trained as a whole and has no adapters; leave --adapters_only out")
+        model = CausalLM.outline(module.sources[name], base.dtype)
+        if lora:
+            model.add_adapters(lora)
+        model.load_state_dict(of_model)
+        if adapters_only:
+            save_adapters(model.hf, lora, str(module.sources[name]), folder)
+        else:
+            model.save(folder, tokenizer)
         shutil.copy(written, folder / "fulgurite.yaml")
         source, method = str(module.sources[name]), type(module).__name__
         (folder / "README.md").write_text(model_card(folder.name, source, method, counters, measured))

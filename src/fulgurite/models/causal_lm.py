@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from ..types import ConfigError
+from .adapters import LoRA, add_adapters, merged_weights
 from .saved_weights import SavedWeights
 from .scoring import Compare, Scores, compare_distributions, head_logits, token_logprobs
 from .tiny import TinyModel, tiny_config, tiny_tokenizer
@@ -65,7 +66,7 @@ class CausalLM(nn.Module):
     def __init__(self, hf: PreTrainedModel) -> None:
         super().__init__()
         self.hf = hf
-        self.is_sharded = False
+        self.is_sharded = self.has_adapters = False
         rescaled = [name for name in RESCALED_LOGITS if getattr(hf.config, name, None) not in (None, 1)]
         if rescaled or hf.get_output_embeddings().bias is not None:
             raise ConfigError(
@@ -109,7 +110,7 @@ class CausalLM(nn.Module):
         return cls(hf.train())
 
     @classmethod
-    def load_sharded(cls, source: str | TinyModel, mesh: DeviceMesh, **policies: Any) -> CausalLM:
+    def load_sharded(cls, source: str | TinyModel, mesh: DeviceMesh, lora: LoRA | None = None, **policies: Any) -> CausalLM:
         """As `load` and then `shard`, but no process ever holds more than its shards and one decoder layer, or what is outside
         the layers.
 
@@ -124,9 +125,13 @@ class CausalLM(nn.Module):
             if missing := sorted({*names.values()} - saved.files.keys()):
                 rank_zero_warn(f"{source} has no {missing[0]} under that name, so every process loads the whole model first")
             else:
+                if lora:
+                    model.add_adapters(lora)
                 model.shard(mesh, lambda weights: _fill(weights, saved, names), **policies)
                 return model
         model = cls.load(source)
+        if lora:
+            model.add_adapters(lora)
         model.shard(mesh, **policies)
         return model
 
@@ -154,16 +159,14 @@ class CausalLM(nn.Module):
         return head_logits(hidden, self._head, temperature)
 
     def named_full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Each weight once, by its name in a saved folder, gathered while it is looked at.
+        """Each weight once, by its name in a saved folder, gathered while it is looked at, adapters merged.
 
         On a sharded model this is a collective per weight: every rank must consume it to the end.
         """
-        seen = set()
-        for name, weight in self.hf.state_dict(keep_vars=True).items():
-            if id(weight) not in seen:
-                seen.add(id(weight))
-                weight = weight.detach()
-                yield name, _gathered(weight) if self.is_sharded else weight
+        first = {id(weight): name for name, weight in reversed(self.hf.state_dict(keep_vars=True).items())}
+        weights = self.hf.state_dict(keep_vars=True).items()
+        once = ((name, weight.detach()) for name, weight in weights if first[id(weight)] == name)
+        yield from merged_weights(once, self.hf, _gathered if self.is_sharded else lambda weight: weight)
 
     def tied_weights(self) -> dict[str, str]:
         """{further name of a weight: the name under which `named_full_weights` yields it}"""
@@ -174,6 +177,15 @@ class CausalLM(nn.Module):
             if first != name:
                 tied[name] = first
         return tied
+
+    def add_adapters(self, lora: LoRA) -> None:
+        """Freezes the model and trains adapters beside its layers.
+
+        Raises:
+            ConfigError: no layer has one of the names in `lora.targets`.
+        """
+        add_adapters(self.hf, lora)
+        self.has_adapters = True
 
     def shard(self, mesh: DeviceMesh, fill: Callable[[Iterable[Tensor]], None] | None = None, **policies: Any) -> None:
         """Shards the parameters over a one-dimensional mesh (FSDP2): each decoder layer, then the rest.
@@ -219,7 +231,7 @@ class CausalLM(nn.Module):
     def save(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes a transformers folder (safetensors) on the first rank; a sharded model must call it on every rank."""
         first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-        weights = {name: weight.cpu() for name, weight in self.named_full_weights() if first}
+        weights = {name: weight.cpu().to(self._head.dtype) for name, weight in self.named_full_weights() if first}
         if first:
             self.hf.save_pretrained(folder, state_dict=weights)
             tokenizer.save_pretrained(folder)
@@ -243,7 +255,8 @@ class CausalLM(nn.Module):
 def _fill(weights: Iterable[Tensor], saved: SavedWeights, names: Mapping[int, str]) -> None:
     with torch.no_grad():
         for weight in weights:
-            weight.copy_(saved[names[id(weight)]])
+            if id(weight) in names:  # adapters are new
+                weight.copy_(saved[names[id(weight)]])
 
 
 def _gathered(weight: DTensor) -> Tensor:

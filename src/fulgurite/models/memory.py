@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+from .adapters import LoRA, adapter_weights
 from .causal_lm import load_config
 from .scoring import LOGITS_BYTES
 from .tiny import TinyModel
@@ -47,18 +48,26 @@ LOGITS = 2 * LOGITS_BYTES
 """Bytes of the scorer's chunk of logits, and of what they are computed from."""
 
 
+def trained_weights(source: str | TinyModel, lora: LoRA | None) -> int:
+    """Weights that are trained: all, or those of the adapters.
+
+    Raises:
+        ConfigError: no config of that name can be loaded.
+    """
+    if lora is None:
+        return size_of(source).weights
+    hf = _without_memory(source)
+    return adapter_weights(hf, lora, hf.get_output_embeddings())
+
+
 @cache
 def size_of(source: str | TinyModel) -> ModelSize:
     """
     Raises:
         ConfigError: no config of that name can be loaded.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(source)
-    with torch.device("meta"):
-        hf = AutoModelForCausalLM.from_config(config)
+    hf = _without_memory(source)
+    config = hf.config
     weights = sum(p.numel() for p in hf.parameters())
     layers = [sum(p.numel() for p in layer.parameters()) for layer in hf.get_decoder().layers]
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -73,3 +82,11 @@ def size_of(source: str | TinyModel) -> ModelSize:
         heads=config.num_attention_heads,
         kv_width=kv_heads * head_dim,
     )
+
+
+def _without_memory(source: str | TinyModel):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(source))

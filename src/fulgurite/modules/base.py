@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..losses.compose import Component, compose, rows_that_matter
 from ..metrics.benchmark import BenchmarkMetric
+from ..models.adapters import LoRA
 from ..models.causal_lm import CausalLM, load_tokenizer
 from ..models.tiny import TinyModel
 from ..parallel import gather_over_ranks, max_over_ranks, sum_over_ranks
@@ -42,6 +43,7 @@ class RoundModule(L.LightningModule, ABC):
         tokens_per_microbatch: tokens of one forward pass, padding included. Memory only; never changes the result.
         activation_checkpointing: the trained models keep no activations of a layer for the backward pass; memory only.
         offload_optimizer: the optimizer's state of a model is on the device only while that model steps.
+        adapters: {name: LoRA} of the trained models of which only adapters are trained.
     """
 
     advantage_streams: tuple[str, ...] = ()
@@ -57,6 +59,7 @@ class RoundModule(L.LightningModule, ABC):
         tokens_per_microbatch: int,
         activation_checkpointing: bool = False,
         offload_optimizer: bool = False,
+        adapters: Mapping[str, LoRA | None] | None = None,
     ) -> None:
         super().__init__()
         if tokens_per_microbatch < 1:
@@ -66,6 +69,7 @@ class RoundModule(L.LightningModule, ABC):
         self.trained_names, self.optimizer_specs = tuple(trained), dict(optimizers)
         self.tokens_per_microbatch, self.offload_optimizer = tokens_per_microbatch, offload_optimizer
         self.activation_checkpointing = activation_checkpointing
+        self.adapters = {name: lora for name, lora in (adapters or {}).items() if lora}
         self.trained = torch.nn.ModuleDict()
         self.frozen: dict[str, CausalLM] = {}
         self.clock = PhaseClock()
@@ -110,12 +114,17 @@ class RoundModule(L.LightningModule, ABC):
         if len(self.trained):
             return
         device = self.trainer.strategy.root_device
+        lowered = self.trainer.precision == "bf16-mixed"
         for name, source in self.sources.items():
+            lora = self.adapters.get(name)
             if isinstance(self.trainer.strategy, ModelParallelStrategy):
                 policies = getattr(self.trainer.strategy, "policies", {})
-                model = CausalLM.load_sharded(source, self.device_mesh["data_parallel"], **policies)
-            else:
-                model = CausalLM.load(source).to(device)
+                model = CausalLM.load_sharded(source, self.device_mesh["data_parallel"], lora, **policies)
+            else:  # weights that are not trained need no more than they are computed in
+                kept = {"dtype": torch.bfloat16} if lora and lowered else {}
+                model = CausalLM.load(source, **kept).to(device)
+                if lora:
+                    model.add_adapters(lora)
             if name in self.trained_names:
                 self.trained[name] = model
                 if self.activation_checkpointing:

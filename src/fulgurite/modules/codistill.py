@@ -28,6 +28,7 @@ from ..losses.aggregate import Aggregation, check_const_len
 from ..losses.compose import Component
 from ..losses.policy import check_settings, policy_loss
 from ..losses.ratio import RatioLevel, log_ratio
+from ..models.adapters import LoRA
 from ..models.causal_lm import load_tokenizer
 from ..models.tiny import TinyModel
 from ..types import ConfigError, Minibatch, Segment
@@ -54,6 +55,8 @@ class CoDistillGRPO(RoundModule):
         aggregation: how tokens become one number.
         const_len: tokens per row in the denominator of `seq_mean_token_sum_const`.
         offload_optimizer: the state of a model's optimizer is on the device only while that model steps.
+        small_lora, large_lora: train low-rank adapters of a model in place of its weights, which in bf16-mixed are then kept in
+            bfloat16.
         activation_checkpointing: compute the activations of a layer again in the backward pass instead of keeping them; memory
             only, never changes the result.
         tokens_per_microbatch: tokens of one forward pass, padding included; memory only, never changes the result.
@@ -76,6 +79,8 @@ class CoDistillGRPO(RoundModule):
         aggregation: Aggregation = "seq_mean_token_mean",
         const_len: int | None = None,
         offload_optimizer: bool = False,
+        small_lora: LoRA | None = None,
+        large_lora: LoRA | None = None,
         activation_checkpointing: bool = False,
         tokens_per_microbatch: int = 16384,
     ) -> None:
@@ -85,7 +90,8 @@ class CoDistillGRPO(RoundModule):
         optimizers = {"small": small_optimizer, "large": large_optimizer}
         frozen = {} if train_large else {"large": large}
         specs = {name: optimizers[name] for name in pair}
-        super().__init__(pair, frozen, specs, tokens_per_microbatch, activation_checkpointing, offload_optimizer)
+        adapters = {"small": small_lora, "large": large_lora}
+        super().__init__(pair, frozen, specs, tokens_per_microbatch, activation_checkpointing, offload_optimizer, adapters)
         self.eps_low, self.eps_high, self.ratio_level = eps_low, eps_high, ratio_level
         self.aggregation, self.const_len = aggregation, const_len
 

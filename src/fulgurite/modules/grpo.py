@@ -29,6 +29,7 @@ from ..losses.importance import Importance, raw_weight
 from ..losses.kl import Estimator, reverse_kl, token_kl
 from ..losses.policy import Surrogate, check_settings, policy_loss
 from ..losses.ratio import RatioLevel
+from ..models.adapters import LoRA
 from ..models.scoring import Scores
 from ..models.tiny import TinyModel
 from ..types import ConfigError, Minibatch, Segment
@@ -59,6 +60,7 @@ class GRPO(RoundModule):
         importance: weights of the policy term against the engine's log-probabilities; None leaves them out.
         kl_beta: factor of the KL term.
         kl_estimator: `k1`, `k2`, `k3` from the sampled tokens, or `exact` over the vocabulary.
+        lora: train low-rank adapters of the policy in place of its weights, which in bf16-mixed are then kept in bfloat16.
         activation_checkpointing: compute the activations of a layer again in the backward pass instead of keeping them; memory
             only, never changes the result.
         tokens_per_microbatch: tokens of one forward pass, padding included; memory only, never changes the result.
@@ -82,6 +84,7 @@ class GRPO(RoundModule):
         importance: Importance | None = None,
         kl_beta: float = 0.0,
         kl_estimator: Literal[Estimator, "exact"] = "k3",
+        lora: LoRA | None = None,
         activation_checkpointing: bool = False,
         tokens_per_microbatch: int = 16384,
     ) -> None:
@@ -92,7 +95,14 @@ class GRPO(RoundModule):
             raise ConfigError("reference is given but kl_beta is 0, so nothing reads it; set kl_beta, or leave reference out")
         check_const_len(aggregation, const_len)
         frozen = {"reference": policy if reference is None else reference} if kl_beta else {}
-        super().__init__({"policy": policy}, frozen, {"policy": optimizer}, tokens_per_microbatch, activation_checkpointing)
+        super().__init__(
+            {"policy": policy},
+            frozen,
+            {"policy": optimizer},
+            tokens_per_microbatch,
+            activation_checkpointing,
+            adapters={"policy": lora},
+        )
         self.eps_low, self.eps_high, self.dual_clip = eps_low, eps_high, dual_clip
         self.ratio_level, self.surrogate = ratio_level, surrogate
         self.aggregation, self.const_len = aggregation, const_len

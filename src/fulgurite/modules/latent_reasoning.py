@@ -14,6 +14,7 @@ from torch import Tensor
 from ..losses.aggregate import weighted_sum
 from ..losses.compose import Component
 from ..losses.importance import Importance
+from ..models.adapters import LoRA
 from ..models.tiny import TinyModel
 from ..types import Minibatch, Segment
 from .grpo import GRPO, SAMPLED
@@ -31,6 +32,7 @@ class LatentReasoning(GRPO):
         policy: the model to train: a folder, a hub name, or a `TinyModel` made from its own settings.
         optimizer: learning rate, schedule, weight decay, gradient clipping.
         importance: weights of the sampled tokens against the engine's log-probabilities; None leaves them out.
+        lora: train low-rank adapters of the policy in place of its weights, which in bf16-mixed are then kept in bfloat16.
         activation_checkpointing: compute the activations of a layer again in the backward pass instead of keeping them; memory
             only, never changes the result.
         tokens_per_microbatch: tokens of one forward pass, padding included; memory only, never changes the result.
@@ -43,6 +45,7 @@ class LatentReasoning(GRPO):
         policy: str | TinyModel,
         optimizer: OptimizerSpec = OptimizerSpec(),  # noqa: B008 - frozen
         importance: Importance | None = None,
+        lora: LoRA | None = None,
         activation_checkpointing: bool = False,
         tokens_per_microbatch: int = 16384,
     ) -> None:
@@ -52,6 +55,7 @@ class LatentReasoning(GRPO):
             surrogate="cispo",
             aggregation="seq_mean_token_sum",
             importance=importance,
+            lora=lora,
             activation_checkpointing=activation_checkpointing,
             tokens_per_microbatch=tokens_per_microbatch,
         )

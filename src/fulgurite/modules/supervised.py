@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..losses.aggregate import Aggregation, weighted_sum
 from ..losses.compose import Component
+from ..models.adapters import LoRA
 from ..models.tiny import TinyModel
 from ..types import Minibatch, Segment
 from .base import RoundModule
@@ -23,6 +24,7 @@ class SupervisedFineTuning(RoundModule):
         policy: the model to train: a folder, a hub name, or a `TinyModel` made from its own settings.
         optimizer: learning rate, schedule, weight decay, gradient clipping.
         aggregation: how tokens become one number.
+        lora: train low-rank adapters of the policy in place of its weights, which in bf16-mixed are then kept in bfloat16.
         activation_checkpointing: compute the activations of a layer again in the backward pass instead of keeping them; memory
             only, never changes the result.
         tokens_per_microbatch: tokens of one forward pass, padding included; memory only, never changes the result.
@@ -33,10 +35,18 @@ class SupervisedFineTuning(RoundModule):
         policy: str | TinyModel,
         optimizer: OptimizerSpec = OptimizerSpec(learning_rate=1e-5),  # noqa: B008 - frozen
         aggregation: Aggregation = "token_mean",
+        lora: LoRA | None = None,
         activation_checkpointing: bool = False,
         tokens_per_microbatch: int = 16384,
     ) -> None:
-        super().__init__({"policy": policy}, {}, {"policy": optimizer}, tokens_per_microbatch, activation_checkpointing)
+        super().__init__(
+            {"policy": policy},
+            {},
+            {"policy": optimizer},
+            tokens_per_microbatch,
+            activation_checkpointing,
+            adapters={"policy": lora},
+        )
         self.aggregation = aggregation
 
     @property
