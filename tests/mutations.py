@@ -457,6 +457,55 @@ BREAKS = (
         "if None not in (mine, other) and False:",
         CODISTILL + "test_other_tokenizers_are_refused_with_the_first_token_that_differs",
     ),
+    Break(
+        "SIGTERM saves nothing",
+        "callbacks/checkpoint.py",
+        "stops = told or trainer.should_stop or",
+        "stops = trainer.should_stop or",
+        "tests/fit/test_resume.py::test_a_killed_run_resumes_to_the_same_bytes[SIGTERM]",
+    ),
+    Break(
+        "a torn checkpoint taken",
+        "callbacks/checkpoint_files.py",
+        "while found and (fault := fault_of(found[-1])):",
+        "while found and (fault := None):",
+        "tests/test_cli.py::test_a_torn_checkpoint_is_seen_and_the_one_before_taken",
+    ),
+    Break(
+        "other settings taken on resume",
+        "guards/changed_settings.py",
+        "if changes := changed_settings(before, now):",
+        "if changes := []:",
+        "tests/test_cli.py::test_a_run_leaves_config_environment_results_and_refuses_to_be_overwritten",
+    ),
+    Break(
+        "a short round taken for whole",
+        "data/rollout_loader.py",
+        "check_whole_round(done, len(self))",
+        "check_whole_round(len(self), len(self))",
+        "tests/faults/test_run_faults.py::test_a_loader_that_ends_early_stops_the_run",
+    ),
+    Break(
+        "adapters merged without their scale",
+        "models/adapters.py",
+        "layer.scaling[NAME] * (b @ a)",
+        "(b @ a)",
+        "tests/test_adapters.py::test_a_whole_copy_with_merged_weights_computes_the_same",
+    ),
+    Break(
+        "what is outside the layers not loaded",
+        "models/causal_lm.py",
+        "fill(outside.values())",
+        "pass",
+        "tests/dist/test_sharded_loading.py::test_the_weights_are_those_of_the_folder",
+    ),
+    Break(
+        "activations for nothing",
+        "models/memory.py",
+        "return self.layers * FLOAT32 * self.hidden + layer if checkpointing else self.layers * layer",
+        "return self.layers * layer",
+        "tests/test_explain.py::test_the_bytes_of_one_process_by_hand",
+    ),
 )
 
 
