@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +17,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from fulgurite.callbacks import over_ranks
+from fulgurite.callbacks.dashboard import LAYOUT, Dashboard, write_settings
 from fulgurite.callbacks.guards import Guards
 from fulgurite.callbacks.progress import RoundProgressBar
 from fulgurite.callbacks.round_metrics import RoundMetrics, round_metrics, round_sums
@@ -201,6 +204,31 @@ def two_ranks(rank: int, folder: str) -> None:
     largest = over_ranks(trainer, {"a": rank, f"only{rank}": 7}, max)
     Path(folder, f"{rank}.json").write_text(json.dumps([logger.rows, written, largest]))
     dist.destroy_process_group()
+
+
+def test_the_dashboard_has_charts_of_tags_that_runs_write():
+    listed = re.findall(r"^\| `([\w/<>@]+)`", (Path(__file__).parents[1] / "docs" / "concepts.md").read_text(), re.MULTILINE)
+    tags = [re.sub(r"<\w+>", "x", tag) for tag in listed]
+    patterns = [pattern for charts in LAYOUT.values() for _, patterns in charts.values() for pattern in patterns]
+    assert len(patterns) > 15
+    for pattern in patterns:
+        assert any(re.match(pattern, tag) for tag in tags), f"no run writes {pattern}"
+
+
+def test_settings_and_their_accuracies_reach_tensorboard(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    trainer = L.Trainer(logger=logger, accelerator="cpu", callbacks=[])
+    write_settings(trainer, {"a.rate": 0.5, "b": True, "c": "x", "d": None, "e": [1]}, ["eval/sums/accuracy"])
+    Dashboard().on_train_start(trainer, None)
+    logger.finalize("success")
+    metadata = EventAccumulator(str(tmp_path)).Reload().summary_metadata
+    start = HParamsPluginData.FromString(metadata["_hparams_/session_start_info"].plugin_data.content).session_start_info
+    assert {name: value.WhichOneof("kind") for name, value in start.hparams.items()} == {
+        "a.rate": "number_value", "b": "number_value", "c": "string_value",
+    }  # fmt: skip
+    about = HParamsPluginData.FromString(metadata["_hparams_/experiment"].plugin_data.content).experiment
+    assert [info.name.tag for info in about.metric_infos] == ["eval/sums/accuracy"]
+    assert "custom_scalars__config__" in metadata
 
 
 def test_numbers_and_decisions_are_those_of_all_ranks(tmp_path):

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from .budget import Setup, after_out_of_memory
 from .callbacks.checkpoint_files import checkpoint_at
 from .callbacks.codistillation import CoDistillation
+from .callbacks.dashboard import write_settings
 from .callbacks.defaults import TUNABLE, fixed_callbacks
 from .callbacks.downsampling import DownSampling
 from .callbacks.pruning import CompletionPruning
@@ -32,7 +33,7 @@ from .data.task_datamodule import TaskDataModule
 from .engines.transformers_engine import TransformersEngine
 from .engines.vllm_engine import VLLMEngine
 from .engines.vllm_server import VLLMServerEngine
-from .guards.changed_settings import changed_settings, check_settings
+from .guards.changed_settings import changed_settings, check_settings, flat_settings
 from .models.tiny import TinyModel
 from .modules.base import RoundModule
 from .modules.codistill import CoDistillGRPO
@@ -126,6 +127,16 @@ class SaveRun(SaveConfigCallback):
             path.parent.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, path, skip_none=False, multifile=False)
             write_environment(trainer.default_root_dir, trainer.datamodule.identities)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        shown = {part: config[part] for part in ("seed_everything", "model", "data", "tiny")}
+        shown["trainer"] = {key: config["trainer"][key] for key in ("max_epochs", "precision", "strategy", "devices")}
+        models = ["", *(f"_{name}" for name in pl_module.trained_names[1:])]
+        benchmarks = trainer.datamodule.benchmarks
+        write_settings(
+            trainer, flat_settings(shown), [f"eval/{name}{model}/accuracy" for name in benchmarks for model in models]
+        )
 
     def _compare(self, before: dict, now: dict) -> None:
         if not self.config.allow_changes:

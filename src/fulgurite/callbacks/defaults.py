@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning.pytorch.callbacks import Callback
 
 from .checkpoint import RoundCheckpoint
+from .dashboard import Dashboard
 from .evaluation import EvaluationLog
 from .export import ModelExport
 from .guards import Guards
@@ -17,8 +18,8 @@ TUNABLE = {"guards": Guards, "samples": SampleLogger, "checkpoint": RoundCheckpo
 
 
 def fixed_callbacks(progress_bar: bool = True) -> list[Callback]:
-    """Those without settings: phases, measures of a round, the exported model, the progress bar."""
-    return [PhaseTimer(), RoundMetrics(), ModelExport(), *([RoundProgressBar()] if progress_bar else [])]
+    """Those without settings: phases, measures of a round, the dashboard, the exported model, the progress bar."""
+    return [PhaseTimer(), RoundMetrics(), Dashboard(), ModelExport(), *([RoundProgressBar()] if progress_bar else [])]
 
 
 def house_callbacks(progress_bar: bool = True, **settings: dict) -> list[Callback]:

@@ -22,7 +22,7 @@ FREE = (
 
 def changed_settings(before: Mapping, now: Mapping) -> list[str]:
     """A line for each setting of the method that differs; one that the earlier config does not know is left out."""
-    old, new = _flat(before), _flat(now)
+    old, new = flat_settings(before), flat_settings(now)
     names = [name for name in sorted({*old, *new}) if _within(name, METHOD) and not _within(name, FREE)]
     known = [name for name in names if name in old or _other_part(name, old)]
     return [f"{name} was {old.get(name)} and is now {new.get(name)}" for name in known if old.get(name) != new.get(name)]
@@ -41,10 +41,12 @@ def check_settings(before: Mapping, now: Mapping) -> None:
         )
 
 
-def _flat(tree: object, name: str = "") -> dict[str, object]:
-    if isinstance(tree, Mapping) and tree:
-        return {k: v for key, value in tree.items() for k, v in _flat(value, f"{name}.{key}" if name else str(key)).items()}
-    return {name: tree}
+def flat_settings(tree: object, name: str = "") -> dict[str, object]:
+    """{dotted name: value} of settings inside settings."""
+    if not isinstance(tree, Mapping) or not tree:
+        return {name: tree}
+    below = [flat_settings(value, f"{name}.{key}" if name else str(key)) for key, value in tree.items()]
+    return {leaf: value for settings in below for leaf, value in settings.items()}
 
 
 def _within(name: str, parts: tuple[str, ...]) -> bool:
