@@ -311,6 +311,7 @@ FAULT_TESTS = {
     "contamination": "test_contamination.py::test_a_run_on_leaked_questions_is_stopped_before_a_model_is_made",
     "short_round": "faults/test_run_faults.py::test_a_loader_that_ends_early_stops_the_run",
     "changed_settings": "test_cli.py::test_a_run_leaves_config_environment_results_and_refuses_to_be_overwritten",
+    "changed_model": "faults/test_run_faults.py::test_another_reference_is_refused_on_resume",
     "changed_data": "test_contamination.py::test_a_run_is_not_resumed_on_other_data",
 }
 

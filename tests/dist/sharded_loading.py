@@ -60,7 +60,14 @@ def work(saved: Path, in_shards: bool) -> None:
     same = whole.keys() == streamed.keys() and all(torch.equal(whole[name], streamed[name]) for name in whole)
     logprobs = model.score(torch.arange(3, 11)[None], torch.arange(8)[None] > 0).logprobs.sum()
     logprobs.backward()
-    record = {"peak": peak.most, "same": same, "logprobs": logprobs.item(), "tied": len(model.tied_weights())}
+    fingerprints = {model.fingerprint(), CausalLM.load(str(saved)).fingerprint()}
+    record = {
+        "fingerprints": len(fingerprints),
+        "peak": peak.most,
+        "same": same,
+        "logprobs": logprobs.item(),
+        "tied": len(model.tied_weights()),
+    }
     Path(f"record.{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(record))
 
 

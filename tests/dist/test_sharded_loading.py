@@ -19,7 +19,7 @@ def records(tmp_path_factory) -> dict[str, list[dict]]:
 
 def test_the_weights_are_those_of_the_folder(records):
     for record in records["shards"] + records["whole"]:
-        assert record["same"] and record["tied"] == 1
+        assert record["same"] and record["tied"] == 1 and record["fingerprints"] == 1
         assert record["logprobs"] == records["whole"][0]["logprobs"]
 
 

@@ -10,9 +10,11 @@ from fulgurite.callbacks.checkpoint_files import checkpoints_in
 from fulgurite.data.rollout_datamodule import RolloutDataModule
 from fulgurite.engines.transformers_engine import TransformersEngine
 from fulgurite.guards import GuardError
-from fulgurite.types import SamplingSpec
+from fulgurite.models.causal_lm import CausalLM, load_tokenizer
+from fulgurite.models.tiny import TinyModel
+from fulgurite.types import ConfigError, SamplingSpec
 from test_cli import TINY_RUN, refused
-from tiny import EvenDigits, tiny_data, tiny_grpo, tiny_trainer
+from tiny import TINY, EvenDigits, tiny_data, tiny_grpo, tiny_trainer
 
 
 class EndsEarly(RolloutDataModule):
@@ -64,6 +66,29 @@ def test_an_engine_that_raises_in_mid_round_is_named_and_the_run_goes_on_from_th
     resumed = tiny_trainer(max_epochs=3, default_root_dir=tmp_path / "run", callbacks=[saver])
     resumed.fit(module, datamodule=tiny_data(), ckpt_path=str(newest), weights_only=True)
     assert weights(module) == weights(whole)
+
+
+def test_another_reference_is_refused_on_resume(tmp_path):
+    """Trained weights are in the checkpoint; those of a reference are read from its folder again."""
+
+    def reference(seed: int) -> None:
+        tiny = TinyModel(**{**vars(TINY), "seed": seed})
+        CausalLM.load(tiny).save(tmp_path / "reference", load_tokenizer(tiny))
+
+    def fit(epochs: int) -> None:
+        found = checkpoints_in(tmp_path / "run")
+        module = tiny_grpo(kl_beta=0.1, reference=str(tmp_path / "reference"))
+        saver = RoundCheckpoint(every_n_rounds=1)
+        trainer = tiny_trainer(max_epochs=epochs, default_root_dir=tmp_path / "run", callbacks=[saver])
+        resume = {"ckpt_path": str(found[-1]), "weights_only": True} if found else {}
+        trainer.fit(module, datamodule=tiny_data(), **resume)
+
+    reference(1)
+    fit(1)
+    fit(2)
+    reference(2)
+    with pytest.raises(ConfigError, match="the weights of the frozen model 'reference', from .*/reference, are not those"):
+        fit(3)
 
 
 def test_a_damaged_row_in_the_middle_of_a_file_is_named_before_a_model_loads(tmp_path, capsys):

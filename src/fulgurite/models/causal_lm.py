@@ -168,6 +168,19 @@ class CausalLM(nn.Module):
         once = ((name, weight.detach()) for name, weight in weights if first[id(weight)] == name)
         yield from merged_weights(once, self.hf, _gathered if self.is_sharded else lambda weight: weight)
 
+    def fingerprint(self) -> int:
+        """Of all weights, bit by bit, whatever they are sharded over; every rank must call it."""
+        width = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+        total = torch.zeros((), dtype=torch.int64)
+        for place, weight in enumerate(self.hf.parameters(), start=1):
+            mine = weight.detach().to_local() if self.is_sharded else weight.detach()
+            total += place * mine.contiguous().view(width[mine.element_size()]).sum(dtype=torch.int64).cpu()
+        if self.is_sharded:
+            parts = [0] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, int(total))
+            return sum(parts) % 2**63
+        return int(total) % 2**63
+
     def tied_weights(self) -> dict[str, str]:
         """{further name of a weight: the name under which `named_full_weights` yields it}"""
         names: dict[int, str] = {}

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
+from ..guards.changed_model import check_frozen
 from ..losses.compose import Component, compose, rows_that_matter
 from ..metrics.benchmark import BenchmarkMetric
 from ..models.adapters import LoRA
@@ -72,6 +73,8 @@ class RoundModule(L.LightningModule, ABC):
         self.adapters = {name: lora for name, lora in (adapters or {}).items() if lora}
         self.trained = torch.nn.ModuleDict()
         self.frozen: dict[str, CausalLM] = {}
+        self.frozen_before: dict[str, int] = {}
+        self.frozen_fingerprints: dict[str, int] = {}
         self.clock = PhaseClock()
         self.last_update: dict[str, float] = {}
         self.benchmark_metrics: dict[str, BenchmarkMetric] = {}
@@ -151,8 +154,16 @@ class RoundModule(L.LightningModule, ABC):
         optimizer, schedule = build_optimizer(self.trained, self.optimizer_specs, total, prompts, self.offload_optimizer)
         return [optimizer], [schedule]
 
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["frozen"] = self.frozen_fingerprints
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.frozen_before = checkpoint.get("frozen", {})
+
     def on_train_start(self) -> None:
         """The rates of the next update from the schedule: a resumed run may have been given more rounds than it had."""
+        self.frozen_fingerprints = {name: model.fingerprint() for name, model in self.frozen.items()}
+        check_frozen(self.frozen_before, self.frozen_fingerprints, self.sources)
         schedule, groups = self.lr_schedulers(), self.optimizers().param_groups
         for group, peak, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
             group["lr"] = peak * factor(schedule.last_epoch)
