@@ -51,13 +51,14 @@ def resources() -> dict[str, float]:
 
 
 class Watch(Callback):
-    """A row of `resources` after every round; ends the run when the time is over."""
+    """Writes a row of `resources` after every round, and keeps none; ends the run when the time is over."""
 
-    def __init__(self, minutes: float) -> None:
-        self.end, self.rows = time.monotonic() + 60 * minutes, []
+    def __init__(self, minutes: float, path: Path) -> None:
+        self.end, self.path = time.monotonic() + 60 * minutes, path
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.rows.append({"round": trainer.current_epoch, **resources()})
+        with self.path.open("a") as file:
+            file.write(json.dumps({"round": trainer.current_epoch, **resources()}) + "\n")
         trainer.should_stop = time.monotonic() > self.end
 
 
@@ -76,7 +77,7 @@ def leaks(rows: list[dict[str, float]]) -> list[str]:
 
 
 def train(minutes: float, out: Path) -> list[dict[str, float]]:
-    """The rows of a run."""
+    """The rows of a run in the folder."""
     policy = TinyModel("qwen3", heads=6, kv_heads=6, head_dim=32, alphabet="0123456789+-*/=#$%()[]{}<>,.:;?! abcdefghijklmno")
     sampling = SamplingSpec(max_new_tokens=8)
     data = RolloutDataModule(
@@ -87,7 +88,8 @@ def train(minutes: float, out: Path) -> list[dict[str, float]]:
         rewards={"overlong": Reward(0.1, "fulgurite.rewards.shaping.soft_overlong", {"limit": 8, "buffer": 4})},
         benchmarks={"sampled": Benchmark("held_out", sampling, limit=64)},
     )
-    watch = Watch(minutes)
+    out.mkdir(parents=True)
+    watch = Watch(minutes, out / "soak.jsonl")
     guards = {"max_all_equal": 1.1, "max_truncated": 1.0}
     settings = {"checkpoint": {"every_n_rounds": 5, "after_sampling": True}, "guards": guards}
     trainer = L.Trainer(
@@ -106,7 +108,7 @@ def train(minutes: float, out: Path) -> list[dict[str, float]]:
         callbacks=[watch, *house_callbacks(progress_bar=False, **settings)],
     )
     trainer.fit(GRPO(policy, optimizer=OptimizerSpec(learning_rate=1e-4)), datamodule=data)
-    return watch.rows
+    return [json.loads(line) for line in watch.path.read_text().splitlines()]
 
 
 def main() -> None:
@@ -116,7 +118,6 @@ def main() -> None:
     options = parser.parse_args()
     shutil.rmtree(options.out, ignore_errors=True)
     rows = train(options.minutes, options.out)
-    (options.out / "soak.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     last = rows[-1]
     print(f"{len(rows)} rounds, at the end {last['memory_mib']:.1f} MiB, " + ", ".join(f"{last[n]:.0f} {n}" for n in COUNTS))
     found = leaks(rows)
