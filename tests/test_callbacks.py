@@ -24,7 +24,7 @@ from fulgurite.callbacks.dashboard import LAYOUT, Dashboard, write_settings
 from fulgurite.callbacks.guards import Guards
 from fulgurite.callbacks.progress import RoundProgressBar
 from fulgurite.callbacks.round_metrics import RoundMetrics, round_metrics, round_sums
-from fulgurite.callbacks.samples import SampleLogger, json_line, plain, samples_table
+from fulgurite.callbacks.samples import SampleLogger, forget_ranks, json_line, plain, samples_table
 from fulgurite.callbacks.timing import PhaseTimer
 from fulgurite.types import ConfigError, Prompt
 from records import Killed, RecordingLogger, StubModule, StubRounds, make_round
@@ -204,6 +204,15 @@ def two_ranks(rank: int, folder: str) -> None:
     largest = over_ranks(trainer, {"a": rank, f"only{rank}": 7}, max)
     Path(folder, f"{rank}.json").write_text(json.dumps([logger.rows, written, largest]))
     dist.destroy_process_group()
+
+
+def test_rows_of_ranks_that_are_gone_are_not_kept_beside_a_round_sampled_again(tmp_path):
+    for name in ("000001.rank1", "000001.rank12", "000002.rank3", "000011.rank1"):
+        (tmp_path / f"{name}.completions.jsonl").touch()
+    forget_ranks(tmp_path, 1, ranks=2)
+    assert {path.name.removesuffix(".completions.jsonl") for path in tmp_path.iterdir()} == {
+        "000001.rank1", "000002.rank3", "000011.rank1",
+    }  # fmt: skip
 
 
 def test_the_dashboard_has_charts_of_tags_that_runs_write():

@@ -138,6 +138,11 @@ def test_every_command_works(page, line, workspace, tmp_path, monkeypatch, capsy
         monkeypatch.chdir(tmp_path)
         cli.main(words[1:])
         assert {"model.safetensors", "README.md", "fulgurite.yaml"} <= set(os.listdir(words[3]))
+    elif words[:2] == ["fulgurite", "browse"]:
+        shutil.copytree(request.getfixturevalue("run_folder") / "rounds", tmp_path / words[2] / "rounds")
+        monkeypatch.chdir(tmp_path)
+        cli.main(words[1:])
+        assert (tmp_path / words[2] / "browse" / "index.html").is_file()
     elif words[:2] == ["fulgurite", "explain"]:
         monkeypatch.chdir(workspace)
         cli.main(words[1:])

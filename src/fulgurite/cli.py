@@ -15,13 +15,14 @@ USAGE = """usage: fulgurite VERB [options]
              judge saved completions again: fulgurite grade generations runs/gsm8k/predictions.jsonl
   compare    train methods side by side: fulgurite compare --config configs/compare/quickstart.yaml
   export     a Hugging Face folder from a checkpoint: fulgurite export runs/quickstart/grpo out
+  browse     a page of a run's rounds, completion by completion: fulgurite browse runs/quickstart/grpo
   explain    what a config asks for: fulgurite explain --config configs/quickstart/grpo.yaml
   doctor     check this machine: packages, GPU, vLLM, disk, memory
 
 `fulgurite VERB --help` lists the options; every option is also a key of a config file.
 """
 VERBS = {verb: ".trainer_cli" for verb in ("fit", "validate", "test", "predict")}
-VERBS |= {verb: f".commands.{verb}" for verb in ("grade", "doctor", "compare", "export", "explain")}
+VERBS |= {verb: f".commands.{verb}" for verb in ("grade", "doctor", "compare", "export", "browse", "explain")}
 
 
 def main(argv: list[str] | None = None) -> None:

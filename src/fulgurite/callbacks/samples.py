@@ -42,6 +42,8 @@ class SampleLogger(Callback):
     def on_round(self, trainer: Trainer, module: LightningModule, sampled: Round, kept: Round) -> None:
         if self.jsonl:
             rank = f".rank{trainer.global_rank}" if trainer.global_rank else ""
+            if trainer.is_global_zero:
+                forget_ranks(rounds_folder(trainer), sampled.number, trainer.world_size)
             write_whole(
                 rounds_folder(trainer) / f"{sampled.number:06d}{rank}.completions.jsonl",
                 [json_line(row) for row in completion_rows(sampled, kept)],
@@ -66,6 +68,13 @@ class SampleLogger(Callback):
 
 def rounds_folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / "rounds"
+
+
+def forget_ranks(folder: Path, number: int, ranks: int) -> None:
+    """Removes what a run with more processes wrote of a round that is sampled again."""
+    for path in folder.glob(f"{number:06d}.rank*.completions.jsonl"):
+        if int(path.name.split(".")[1].removeprefix("rank")) >= ranks:
+            path.unlink()
 
 
 def write_whole(path: Path, lines: Iterable[str]) -> None:

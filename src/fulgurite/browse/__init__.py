@@ -1,0 +1,1 @@
+"""The rounds of a run as a page that opens without network."""
