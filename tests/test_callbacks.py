@@ -328,7 +328,7 @@ def test_other_ranks_write_their_own_completions_and_no_updates(tmp_path):
 
 
 def test_a_kept_completion_that_was_not_sampled_is_an_error(tmp_path):
-    trainer = SimpleNamespace(default_root_dir=tmp_path, global_rank=0)
+    trainer = SimpleNamespace(default_root_dir=tmp_path, global_rank=0, world_size=1)
     with pytest.raises(ValueError, match="2 of 2 kept completions of round 0 are not among the sampled"):
         SampleLogger().on_round(trainer, None, MIXED, make_round([[1.0, 0.0]]))
 

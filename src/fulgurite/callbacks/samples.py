@@ -42,7 +42,7 @@ class SampleLogger(Callback):
     def on_round(self, trainer: Trainer, module: LightningModule, sampled: Round, kept: Round) -> None:
         if self.jsonl:
             rank = f".rank{trainer.global_rank}" if trainer.global_rank else ""
-            if trainer.is_global_zero:
+            if not trainer.global_rank:
                 forget_ranks(rounds_folder(trainer), sampled.number, trainer.world_size)
             write_whole(
                 rounds_folder(trainer) / f"{sampled.number:06d}{rank}.completions.jsonl",
