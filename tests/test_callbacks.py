@@ -368,7 +368,7 @@ def test_every_n_rounds_zero_writes_no_text_and_below_zero_is_refused(tmp_path):
 
 def test_an_empty_round_is_logged_without_a_histogram(tmp_path):
     trainer = SimpleNamespace(
-        default_root_dir=tmp_path, global_rank=0, is_global_zero=True,
+        default_root_dir=tmp_path, global_rank=0, world_size=1, is_global_zero=True,
         loggers=[TensorBoardLogger(tmp_path, name="", version="")],
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=0)),
     )  # fmt: skip
