@@ -17,6 +17,8 @@ from fulgurite.types import ConfigError
 from test_cli import TINY_RUN, refused
 from tiny import TINY, VLLM_TINY, EvenDigits, OptimizerSpec, require_vllm_cpu, tiny_data, tiny_grpo, tiny_trainer
 
+pytestmark = pytest.mark.xdist_group("adapters")
+
 SHAPE = TinyModel("qwen3", hidden_size=48, intermediate_size=64, layers=3, heads=4, kv_heads=2, alphabet="0123456789+=#")
 TOKENS = torch.arange(3, 13)[None]
 

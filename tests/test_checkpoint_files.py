@@ -13,6 +13,8 @@ from fulgurite.callbacks.checkpoint_files import checkpoint_at, fault_of
 from fulgurite.types import ConfigError
 from test_cli import TINY_RUN
 
+pytestmark = pytest.mark.xdist_group("checkpoint files")
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:

@@ -13,6 +13,8 @@ from fulgurite import cli
 from fulgurite.trainer_cli import TinyModel
 from test_cli import TINY_RUN, refused
 
+pytestmark = pytest.mark.xdist_group("export")
+
 POLICY = yaml.safe_load(TINY_RUN)["model"]["init_args"]["policy"]
 PAIR = {
     "class_path": "CoDistillGRPO",

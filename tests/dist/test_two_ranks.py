@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.xdist_group("two ranks")
+
 CASES = ("grpo", "kl", "pruned", "garl", "paft", "exact kl", "supervised", "adapters")
 FSDP2_ONLY = ("codistill", "kl, little memory", "kl, bfloat16")
 both_ways = pytest.mark.parametrize(

@@ -405,8 +405,9 @@ CASES: dict[str, tuple[dict, list[str]]] = {
 
 
 def main(case: str, root: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets jobs in the background ignore it
     if case == "random moments":
-        print(json.dumps(kill_at_random(root, 20, SHAPE="2x2", EVERY=1, EARLY=1, ROUNDS=4)))
+        print(json.dumps(kill_at_random(root, 20, SHAPE="2x2", EVERY=1, EARLY=1)))
         return
     settings, places = CASES[case]
     ranks = 2 if "STRATEGY" in settings else 1

@@ -11,7 +11,10 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the real rows of GSM8K and MATH-500 are not beside this checkout")
+pytestmark = [
+    pytest.mark.xdist_group("gsm8k"),
+    pytest.mark.skipif(not DATA.is_dir(), reason="the real rows of GSM8K and MATH-500 are not beside this checkout"),
+]
 LOCAL = {"train": {"path": str(DATA / "gsm8k" / "train.jsonl.gz")}, "test": {"path": str(DATA / "gsm8k" / "test.jsonl.gz")}}
 MATH = {"test": {"path": str(DATA / "math500" / "test.jsonl"), "columns": {"question": "problem"}, "limit": 40}}
 SMALL = [

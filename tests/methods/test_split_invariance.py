@@ -150,7 +150,7 @@ def test_importance_weights_and_the_mismatch_are_the_same_in_any_micro_batches(l
 def test_supervised_fine_tuning_has_the_same_gradient_in_any_micro_batches(aggregation):
     rows = ragged_rows(Segment.GOLD)
     for budget in BUDGETS.values():
-        module = SupervisedFineTuning(TINY, STILL, aggregation, budget)
+        module = SupervisedFineTuning(TINY, STILL, aggregation, tokens_per_microbatch=budget)
         got = gradient_of(module, replace(rows, coefficients={}, columns={}))
         nll = -whole_logprobs(module.trained["policy"].hf, rows.tokens)
         loss = weighted_sum(nll, rows.segments == int(Segment.GOLD), aggregation) / DENOMINATORS[aggregation]
