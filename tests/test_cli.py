@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,7 @@ def test_a_run_leaves_config_environment_results_and_refuses_to_be_overwritten(c
         memory = ["--model.init_args.tokens_per_microbatch", "99", "--data.init_args.engine.class_path", "TransformersEngine"]
         cli.main([*more, *changed[:2], *memory, "--allow_changes", "true"])
     assert yaml.safe_load((run / "config.resume-1.yaml").read_text())["trainer"]["max_epochs"] == 3
+    assert "prompts_per_step was 4 and is now 3" in refused(capsys, *more), "the last settings hold, not the first"
     assert yaml.safe_load((run / "config.yaml").read_text()) == saved
     rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
     assert [(row["rounds"], row["prompts"]) for row in rows] == [(1, 3), (2, 6), (3, 10)]
@@ -282,6 +284,11 @@ def test_every_config_is_short_and_opens_with_its_command(path):
     verb = {"eval": "validate", "compare": "compare"}.get(path.parent.name, "fit")
     assert lines[0].startswith(f"# fulgurite {verb} --config ")
     assert f"--config {path.relative_to(ROOT)}" in lines[0]
+
+
+def test_files_that_the_help_names_exist():
+    for path in re.findall(r"configs/[\w./]+yaml", cli.USAGE):
+        assert (ROOT / path).is_file()
 
 
 def test_time_is_not_spent_on_help():

@@ -166,12 +166,12 @@ def test_the_command_prints_counts_and_bytes(config, capsys, tmp_path):
     assert "GRPO, RolloutDataModule, 3 processes" in capsys.readouterr().out
 
 
-def test_what_does_not_fit_is_refused_with_what_would(config, capsys):
+def test_what_does_not_fit_is_refused_with_what_would(config, capsys, monkeypatch):
     options = ["--device_gb", "0.2", "--model.init_args.tokens_per_microbatch", "999999"]
     text = refused(capsys, "explain", "--config", config, *options)
     assert "needs about" in text and "has 0.2" in text and "would fit: model.init_args.tokens_per_microbatch " in text
-    text = refused(capsys, "explain", "--config", config, "--trainer.accelerator", "cuda")
-    assert torch.cuda.is_available() or "--device_gb" in text
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "--device_gb" in refused(capsys, "explain", "--config", config, "--trainer.accelerator", "cuda")
     text = refused(capsys, "explain", "--config", config, "--model.init_args.policy", "runs/none/policy")
     assert "no model at runs/none/policy" in text
 

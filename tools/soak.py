@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import sys
-import threading
 import time
 from pathlib import Path
 from statistics import median
@@ -44,7 +43,6 @@ def resources() -> dict[str, float]:
     return {
         "memory_mib": int(status["VmRSS"].split()[0]) / 1024,
         "threads": int(status["Threads"]),
-        "python_threads": threading.active_count(),
         "files": len(os.listdir("/proc/self/fd")),
         "children": sum(map(len, children)),
     }

@@ -13,7 +13,7 @@ USAGE = """usage: fulgurite VERB [options]
   predict    write completions of the benchmarks with their verdicts
   grade      grade answers of a file: fulgurite grade pairs FILE.jsonl
              judge saved completions again: fulgurite grade generations runs/gsm8k/predictions.jsonl
-  compare    train methods side by side: fulgurite compare --config configs/compare/quickstart.yaml
+  compare    train methods side by side: fulgurite compare --config configs/compare/cold_start.yaml
   export     a Hugging Face folder from a checkpoint: fulgurite export runs/quickstart/grpo out
   browse     a page of a run's rounds, completion by completion: fulgurite browse runs/quickstart/grpo
   explain    what a config asks for: fulgurite explain --config configs/quickstart/grpo.yaml

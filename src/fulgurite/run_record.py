@@ -6,8 +6,9 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
+from itertools import count, takewhile
 from pathlib import Path
 
 PACKAGES = ("fulgurite", "torch", "lightning", "transformers", "torchmetrics", "jsonargparse", "tensorboard", "vllm")
@@ -43,11 +44,17 @@ def write_environment(run_dir: str | Path, data: Mapping[str, Mapping]) -> Path:
 
 def unused(folder: Path, stem: str, suffix: str) -> Path:
     """`stem.suffix`, or the first `stem.resume-N.suffix` that does not exist."""
-    path, number = folder / f"{stem}.{suffix}", 0
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}.resume-{number}.{suffix}"
-    return path
+    return next(path for path in _names(folder, stem, suffix) if not path.exists())
+
+
+def latest(folder: Path, stem: str, suffix: str) -> Path | None:
+    """The last of the files that `unused` has named; None if there is none."""
+    return next(reversed([*takewhile(Path.exists, _names(folder, stem, suffix))]), None)
+
+
+def _names(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
+    yield folder / f"{stem}.{suffix}"
+    yield from (folder / f"{stem}.resume-{number}.{suffix}" for number in count(1))
 
 
 def _git(*words: str) -> str | None:

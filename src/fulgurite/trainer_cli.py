@@ -40,8 +40,8 @@ from .modules.codistill import CoDistillGRPO
 from .modules.grpo import GRPO
 from .modules.latent_reasoning import LatentReasoning
 from .modules.supervised import SupervisedFineTuning
-from .parallel import FSDP2Strategy, end_with_rank_0, ended_ranks
-from .run_record import unused, write_environment
+from .parallel import FSDP2Strategy, agree, end_with_rank_0, ended_ranks
+from .run_record import latest, unused, write_environment
 from .tasks.addition import Addition
 from .tasks.gsm8k import GSM8K
 from .tasks.knights_knaves import KnightsKnaves
@@ -118,10 +118,8 @@ class SaveRun(SaveConfigCallback):
     """Writes the resolved config and the environment beside the run; a resumed run adds files and replaces none."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        began_with = Path(trainer.default_root_dir) / "config.yaml"
-        if stage == "fit" and began_with.exists():
-            before, now = began_with.read_text(), self.parser.dump(self.config, skip_none=False)
-            self._compare(yaml.safe_load(before), yaml.safe_load(now))
+        if stage == "fit":
+            agree(trainer, "comparing the settings", self._compare, trainer)
         if stage == "fit" and trainer.is_global_zero:
             path = unused(Path(trainer.default_root_dir), "config", "yaml")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +136,12 @@ class SaveRun(SaveConfigCallback):
             trainer, flat_settings(shown), [f"eval/{name}{model}/accuracy" for name in benchmarks for model in models]
         )
 
-    def _compare(self, before: dict, now: dict) -> None:
+    def _compare(self, trainer: L.Trainer) -> None:
+        """With the last config of the run, on the first rank alone, which writes the next."""
+        last = latest(Path(trainer.default_root_dir), "config", "yaml") if trainer.is_global_zero else None
+        if last is None:
+            return
+        before, now = yaml.safe_load(last.read_text()), yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         if not self.config.allow_changes:
             check_settings(before, now)
         for change in changed_settings(before, now):

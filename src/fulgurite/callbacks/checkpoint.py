@@ -110,8 +110,9 @@ class RoundCheckpoint(Checkpoint):
             self._leave(trainer)
 
     def _leave(self, trainer: L.Trainer) -> None:
-        newest = checkpoints_in(trainer.default_root_dir)[-1:]
-        leave(trainer, str(newest[0]) if newest else "nothing, since checkpoint.every_n_rounds is 0")
+        if self.every_n_rounds:
+            leave(trainer, f"saved {checkpoints_in(trainer.default_root_dir)[-1]}, --ckpt_path last goes on from there")
+        leave(trainer, "not saved, since checkpoint.every_n_rounds is 0")
 
     def save(self, trainer: L.Trainer, rounds: int, updates: int) -> None:
         """Writes a checkpoint of `rounds` whole rounds and `updates` of the next. Every rank must call it."""

@@ -32,11 +32,11 @@ class StopRequest:
         return self.told
 
 
-def leave(trainer: L.Trainer, where: str) -> None:
+def leave(trainer: L.Trainer, how: str) -> None:
     """
     Raises:
         SystemExit: with code 143.
     """
     if trainer.is_global_zero:
-        print(f"stopped by SIGTERM; saved {where}, --ckpt_path last goes on from there", file=sys.stderr)
+        print(f"stopped by SIGTERM; {how}", file=sys.stderr)
     raise SystemExit(EXIT_CODE)

@@ -35,7 +35,7 @@ def check_settings(before: Mapping, now: Mapping) -> None:
     """
     if changes := changed_settings(before, now):
         raise ConfigError(
-            f"the run began with other settings: {'; '.join(changes)}. Expected the same: resume with the old ones, start a "
+            f"the run had other settings: {'; '.join(changes)}. Expected the same: resume with the old ones, start a "
             "new run in another --run_dir, or give --allow_changes true to go on with the new ones; the optimizer's state and "
             "rates come from the checkpoint"
         )

@@ -66,7 +66,7 @@ class CausalLM(nn.Module):
     def __init__(self, hf: PreTrainedModel) -> None:
         super().__init__()
         self.hf = hf
-        self.is_sharded = self.has_adapters = False
+        self.is_sharded = False
         rescaled = [name for name in RESCALED_LOGITS if getattr(hf.config, name, None) not in (None, 1)]
         if rescaled or hf.get_output_embeddings().bias is not None:
             raise ConfigError(
@@ -163,9 +163,8 @@ class CausalLM(nn.Module):
 
         On a sharded model this is a collective per weight: every rank must consume it to the end.
         """
-        first = {id(weight): name for name, weight in reversed(self.hf.state_dict(keep_vars=True).items())}
-        weights = self.hf.state_dict(keep_vars=True).items()
-        once = ((name, weight.detach()) for name, weight in weights if first[id(weight)] == name)
+        tied = self.tied_weights()
+        once = ((name, weight) for name, weight in self.hf.state_dict().items() if name not in tied)
         yield from merged_weights(once, self.hf, _gathered if self.is_sharded else lambda weight: weight)
 
     def fingerprint(self) -> int:
@@ -198,7 +197,6 @@ class CausalLM(nn.Module):
             ConfigError: no layer has one of the names in `lora.targets`.
         """
         add_adapters(self.hf, lora)
-        self.has_adapters = True
 
     def shard(self, mesh: DeviceMesh, fill: Callable[[Iterable[Tensor]], None] | None = None, **policies: Any) -> None:
         """Shards the parameters over a one-dimensional mesh (FSDP2): each decoder layer, then the rest.
