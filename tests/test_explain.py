@@ -13,7 +13,7 @@ from fulgurite.engines import vllm_engine
 from fulgurite.engines.vllm_engine import VLLMEngine
 from fulgurite.models.adapters import LoRA
 from fulgurite.models.causal_lm import CausalLM
-from fulgurite.models.memory import LOGITS, size_of
+from fulgurite.models.memory import logits_bytes, size_of
 from fulgurite.models.tiny import TinyModel
 from fulgurite.modules.codistill import CoDistillGRPO
 from fulgurite.modules.grpo import GRPO
@@ -72,7 +72,7 @@ def test_the_bytes_of_one_process_by_hand():
         "bfloat16 copies": 2 * weights,
         "gathered layers": 0,
         "activations": 1000 * per_token,
-        "logits": LOGITS,
+        "logits": logits_bytes(on_gpu=True),
     }
     cache = 6 * 4 * (30 + 10) * 2 * 6 * 128 * 2
     assert budget.sampling == {
@@ -142,7 +142,7 @@ def test_what_would_fit_fits(vllm):
     )
     assert what_would_fit(module, data(), setup(1000)) == []
     state = 16 * size_of(SHAPE).weights
-    of_eight = setup(0.7 * state + LOGITS, 8)
+    of_eight = setup(0.7 * state + logits_bytes(on_gpu=True), 8)
     lean = GRPO(SHAPE, tokens_per_microbatch=1)
     assert [way.split(" ", 1)[1] for way in what_would_fit(lean, data(prompts_per_step=8), of_eight)][-1].startswith("fsdp2")
 

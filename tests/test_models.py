@@ -92,7 +92,7 @@ def test_a_character_outside_the_alphabet_is_unknown():
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_score_equals_the_plain_computation(architecture, tied, temperature, chunk_tokens, monkeypatch):
-    monkeypatch.setattr(scoring, "LOGITS_BYTES", 4 * 64 * chunk_tokens)
+    monkeypatch.setitem(scoring.LOGITS_BYTES, "cpu", 4 * 64 * chunk_tokens)
     model, (tokens, keep) = tiny(architecture, tied), rows()
     coefficients = torch.randn(keep.shape, generator=torch.Generator().manual_seed(4))
     scores, (logprobs, entropy) = model.score(tokens, keep, temperature), plain_score(model, tokens, keep, temperature)
@@ -152,7 +152,7 @@ def test_keep_may_be_empty_but_not_mark_a_first_token():
 
 def test_compare_sees_every_distribution_once_and_has_gradient(monkeypatch):
     """Exact KL(policy || reference) at the sampling temperature, in chunks of two tokens."""
-    monkeypatch.setattr(scoring, "LOGITS_BYTES", 4 * 64 * 2)
+    monkeypatch.setitem(scoring.LOGITS_BYTES, "cpu", 4 * 64 * 2)
     model, reference, (tokens, keep) = tiny(), tiny("llama").requires_grad_(False), rows()
     known = reference.hidden(tokens, keep)
 

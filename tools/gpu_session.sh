@@ -24,9 +24,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$out"
 if [ -n "${SMALL:-}" ]; then
-    rounds=3 size=(--shape small --prompts 4 --completions 3 --tokens 16)
+    rounds=3 bench=(--steps 3 --warmup 1 --repeats 1) scorer=(--shape small --rows 2 --length 32) size=(--shape small --prompts 4 --completions 3 --tokens 16)
 else
-    rounds=20 size=(--shape 1.5b --prompts 16 --completions 8 --tokens 512)
+    rounds=20 bench=(--preset 1.5b) scorer=() size=(--shape 1.5b --prompts 16 --completions 8 --tokens 512)
 fi
 size+=(--device "$device" --model "$work/model")
 printf '%-16s %-14s %8s  %s\n' step status seconds 'key figure' > "$out/summary.txt"
@@ -70,6 +70,8 @@ fit() {
 step doctor 240 "$python" -m fulgurite doctor
 step tests 480 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/gpu
 fit fit_embedded 150
+step scorer 120 "$python" tools/bench_scorer.py "${scorer[@]}" --device "$device"
+step bench 300 "$python" tools/bench.py "${bench[@]}" --device "$device" --json "$out/bench.json"
 fit fit_vllm 180 --config configs/engine/vllm.yaml
 step round_vllm 420 "$python" tools/bench_gpu_round.py round --engine vllm "${size[@]}"
 step round_embedded 240 "$python" tools/bench_gpu_round.py round --engine embedded "${size[@]}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .engines.transformers_engine import TransformersEngine
 from .engines.vllm_engine import CPU_KV_CACHE_GIB, VLLMEngine
-from .models.memory import BFLOAT16, FLOAT32, LOGITS, ModelSize, size_of, trained_weights
+from .models.memory import BFLOAT16, FLOAT32, ModelSize, logits_bytes, size_of, trained_weights
 from .parallel import FSDP2Strategy
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def budget_of(module: RoundModule, data: TaskDataModule, setup: Setup, checkpoin
         "bfloat16 copies": copies,
         "gathered layers": gathered,
         "activations": float(per_token * module.tokens_per_microbatch),
-        "logits": float(LOGITS),
+        "logits": float(logits_bytes(setup.on_gpu)),
     }
     sampled = sizes[module.trained_names[0]]
     if isinstance(data.engine, VLLMEngine) and not (data.engine.sleeps and setup.on_gpu):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
@@ -61,6 +62,20 @@ class FSDP2Strategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def setup(self, trainer: L.Trainer) -> None:
+        super().setup(trainer)
+        if self.cpu_offload:
+            _optimizers_to_device(self.optimizers, torch.device("cpu"))
+
+    def model_to_device(self) -> None:
+        """With `cpu_offload` moves the buffers alone: a moved shard would no longer be the one that FSDP2 reads."""
+        if not self.cpu_offload:
+            super().model_to_device()
+            return
+        for module in self.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(self.root_device))
 
 
 if "fsdp2" not in StrategyRegistry:

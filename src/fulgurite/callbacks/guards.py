@@ -112,7 +112,7 @@ class Guards(Callback):
                 bool(skipped), update, self.max_skipped_updates, self.streaks["non_finite"]
             )
         if (gap := update.get("mismatch/logprob_gap_mean_nats")) is not None:
-            max_gap = max_gap_of(self.max_gap_nats, trainer.precision, trainer.datamodule.engine.dtype)
+            max_gap = max_gap_of(self.max_gap_nats, trainer, trainer.datamodule.engine.dtype)
             self.streaks["engine_gap"] = check_engine_gap(gap, max_gap, self.streaks["engine_gap"], PATIENCE_UPDATES)
         counts = dict(zip(moved, zip(pairs, pairs, strict=True), strict=True))
         self.streaks["weights_move"] = check_weights_move(counts, self.min_moved, self.streaks["weights_move"])

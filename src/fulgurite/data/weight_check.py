@@ -39,7 +39,7 @@ def check_load(trainer: L.Trainer, engine: Engine, model: CausalLM, sent: Checks
         pass
     compared = agree(trainer, "checking the engine's weights", _compare, trainer, engine, sent)
     chosen = next((c.max_gap_nats for c in trainer.callbacks if hasattr(c, "max_gap_nats")), None)
-    limit = max_gap_of(chosen, trainer.precision, engine.dtype)
+    limit = max_gap_of(chosen, trainer, engine.dtype)
     probe = _Probe(trainer, engine, model, "probe", temperature, tokens=1 if engine.draws_checked else FIRST_TOKENS)
     gap = probe.gap(temperature)
     if not _largest(trainer, gap) <= limit:

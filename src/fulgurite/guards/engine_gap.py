@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from math import isinf
 
+import lightning as L
 import torch
 
 from . import warn_then_stop
@@ -12,12 +13,13 @@ from . import warn_then_stop
 PATIENCE_UPDATES = 3
 
 
-def max_gap_of(chosen: float | None, precision: str, dtype: torch.dtype) -> float:
-    """The largest sound mean gap in nats: `chosen` or, by default, 0.001 where trainer (`trainer.precision`) and engine
-    (`dtype` of its weights) compute in float32 at least, and 0.1 where one of them rounds to 16 bits."""
+def max_gap_of(chosen: float | None, trainer: L.Trainer, dtype: torch.dtype) -> float:
+    """The largest sound mean gap in nats: `chosen` or, by default, 0.001 where trainer and engine (`dtype` of its weights)
+    compute in float32 at least, and 0.1 where one of them rounds to 16 bits."""
     if chosen is not None:
         return chosen
-    return 0.001 if precision == "32-true" and dtype.itemsize >= 4 else 0.1
+    rounded = trainer.precision != "32-true" or getattr(trainer.strategy, "gather_dtype", "float32") != "float32"
+    return 0.1 if rounded or dtype.itemsize < 4 else 0.001
 
 
 def check_engine_gap(gap_mean: float, max_gap: float, streak: int, patience: int) -> int:

@@ -44,8 +44,9 @@ class ModelSize:
         return 2 * self.layers * self.kv_width * width
 
 
-LOGITS = 2 * LOGITS_BYTES
-"""Bytes of the scorer's chunk of logits, and of what they are computed from."""
+def logits_bytes(on_gpu: bool) -> int:
+    """Of the scorer's chunk of logits, their exponentials, and what they are computed from."""
+    return 3 * LOGITS_BYTES["cuda" if on_gpu else "cpu"]
 
 
 def trained_weights(source: str | TinyModel, lora: LoRA | None) -> int:

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_BYTES = 48 << 20
-"""Size of the logits of one chunk; the scorer holds one such block at a time."""
+LOGITS_BYTES = {"cpu": 48 << 20, "cuda": 384 << 20}
+"""Size of the logits of one chunk; the scorer holds two such blocks at a time. A GPU is slow on a few tokens."""
 
 Compare = Callable[[Tensor, slice], Tensor]
 """(logits (k, V) divided by the temperature, the chunk's place among the K tokens) -> values (k,) with gradient."""
@@ -86,13 +86,15 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         head = weight.to(hidden.dtype)
         logprobs, entropy, normalisers = (hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype)) for _ in range(3))
+        weights = None
         for rows, logits in _logit_chunks(hidden, head, temperature):
-            top = logits.amax(-1, keepdim=True)
-            sampled = logits.sub_(top).gather(1, targets[rows, None])
-            total = logits.exp_().sum(-1, keepdim=True)
-            logprobs[rows] = (sampled - total.log())[:, 0]
-            normalisers[rows] = (top + total.log())[:, 0]
-            entropy[rows] = torch.special.entr(logits.div_(total), out=logits).sum(-1)
+            top = logits.amax(-1)
+            sampled = logits.sub_(top[:, None]).gather(1, targets[rows, None])[:, 0]
+            weights = torch.exp(logits, out=None if weights is None else weights[: len(logits)])
+            total = weights.sum(-1)
+            logprobs[rows] = sampled - total.log()
+            normalisers[rows] = top + total.log()
+            entropy[rows] = total.log() - torch.linalg.vecdot(weights, logits) / total
         ctx.save_for_backward(hidden, weight, targets, normalisers)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy)
@@ -130,12 +132,13 @@ def _logit_chunks(hidden: Tensor, head: Tensor, temperature: float) -> Iterator[
     for rows in _chunks(hidden, head):
         block = hidden.new_empty(rows.stop, len(head)) if block is None else block[: rows.stop - rows.start]
         logits = torch.mm(hidden[rows], head.t(), out=block)
-        yield rows, logits.to(_wide(logits.dtype)).div_(temperature)
+        logits = logits.to(_wide(logits.dtype))
+        yield rows, logits if temperature == 1.0 else logits.div_(temperature)
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
     """Slices that cover the K tokens, each with float32 logits of at most `LOGITS_BYTES`; for K = 0 one empty slice."""
-    count, size = len(hidden), max(1, LOGITS_BYTES // (4 * len(weight)))
+    count, size = len(hidden), max(1, LOGITS_BYTES[hidden.device.type] // (4 * len(weight)))
     for start in range(0, max(count, 1), size):
         yield slice(start, min(start + size, count))
 
