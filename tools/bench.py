@@ -6,8 +6,8 @@
     python tools/bench.py --prompts 16 --json out.json  any setting; --help names them
 
 Needs the extra `bench`. Each side runs in a process of its own, `--repeats` times in turns; the first `--warmup` steps of each
-are left out, and medians are over all others. The floor is the time that the arithmetic and the memory traffic of a step take at
-the rates a large matrix product and a large copy reach on this machine: see tools/bench_floor.py.
+are left out, and medians are over all others. The floor is the time that the arithmetic and the memory traffic of a step take
+at the rates a large matrix product and a large copy reach on this machine: see tools/bench_floor.py.
 """
 
 from __future__ import annotations

@@ -109,7 +109,8 @@ def fulgurite(setting: Setting) -> dict:
     trainer = L.Trainer(
         accelerator=setting.device, devices=1, precision="bf16-mixed" if setting.dtype == "bf16" else "32-true",
         max_epochs=setting.steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, inference_mode=False, callbacks=[*watch, recorder],
+        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, inference_mode=False,
+        callbacks=[*watch, recorder],
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     return {"steps": recorder.steps, "prompts": recorder.lengths, "peak_gib": peak_gib()}

@@ -21,6 +21,8 @@ PROMPT_TOKEN = 0
 class TabularPolicy(nn.Module):
     """The same distribution over V tokens, in float64, at every place; scored like a `CausalLM`."""
 
+    packs = False
+
     def __init__(self, logits: Sequence[float]) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(logits, dtype=torch.float64))

@@ -37,6 +37,8 @@ ROW = (Segment.PROMPT, Segment.SAMPLED, Segment.GOLD)
 class LatentTable(nn.Module):
     """p(z) = softmax(rationale), p(y* | z) = sigmoid(answer[z]), in float64; rows are prompt, z, y*."""
 
+    packs = False
+
     def __init__(self, rationale: list[float], answer: list[float]) -> None:
         super().__init__()
         self.rationale = nn.Parameter(torch.tensor(rationale, dtype=torch.float64))

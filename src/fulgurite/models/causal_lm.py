@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ..types import ConfigError
 from .adapters import LoRA, add_adapters, merged_weights
+from .packing import Cost, pack
 from .saved_weights import SavedWeights
 from .scoring import Compare, Scores, compare_distributions, head_logits, token_logprobs
 from .tiny import TinyModel, tiny_config, tiny_tokenizer
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+PACKABLE = ("llama", "qwen2", "qwen3")
+"""Architectures whose tokens see each other through full attention alone, at the positions that they are told."""
 RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -57,7 +61,8 @@ class CausalLM(nn.Module):
     """A language model `hf` of transformers, with the entry points that training needs.
 
     Every pass over tokens goes through `score` or `hidden`. Rows are right-padded, so causal attention needs no mask;
-    an entry at position t belongs to token t, whose distribution comes from the hidden state at t - 1.
+    an entry at position t belongs to token t, whose distribution comes from the hidden state at t - 1. Where it is less
+    work, what rows have in common before their first scored token is computed once.
 
     Raises:
         ConfigError: the model's head has a bias or rescales its logits, which the scorer would leave out.
@@ -259,8 +264,29 @@ class CausalLM(nn.Module):
     def _hidden(self, tokens: Tensor, keep: Tensor) -> Tensor:
         if keep[:, 0].any():
             raise ValueError("keep marks the first token of a row; expected only tokens that another one precedes")
-        states = self.hf.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
-        return states[keep[:, 1:]]
+        packing = pack(tokens, keep, self._cost) if self.packs else None
+        if packing is None:
+            states = self.hf.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
+            return states[keep[:, 1:]]
+        states = self.hf.base_model(
+            input_ids=tokens.flatten()[packing.source],
+            position_ids=packing.positions,
+            attention_mask=packing.mask(),
+            use_cache=False,
+        ).last_hidden_state
+        return states.flatten(0, 1)[packing.places]
+
+    @cached_property
+    def packs(self) -> bool:
+        """What rows have in common can be computed once."""
+        config = self.hf.config
+        whole = {"full_attention"}.issuperset(getattr(config, "layer_types", None) or ())
+        return config.model_type in PACKABLE and whole and config._attn_implementation == "sdpa"
+
+    @cached_property
+    def _cost(self) -> Cost:
+        layers = self.hf.get_decoder().layers
+        return Cost(2.0 * sum(p.numel() for p in layers.parameters()), 4.0 * len(layers) * self.hf.config.hidden_size)
 
 
 def _fill(weights: Iterable[Tensor], saved: SavedWeights, names: Mapping[int, str]) -> None:

@@ -197,7 +197,7 @@ class RoundModule(L.LightningModule, ABC):
 
     def _microbatches(self, rows: Minibatch):
         """(indices, micro-batch on the device), as many on every rank; the indices of an idle one are None."""
-        parts = split_by_tokens(rows.lengths(), self.tokens_per_microbatch)
+        parts = split_by_tokens(rows, self.tokens_per_microbatch, self.sampling_model.packs)
         for i in range(max_over_ranks(self.trainer, len(parts))):
             if i < len(parts):
                 yield parts[i], rows.take(parts[i]).to(self.device)

@@ -10,21 +10,47 @@ from torch import Tensor
 from ..types import Minibatch, Segment
 
 
-def split_by_tokens(lengths: Tensor, tokens_per_microbatch: int) -> list[Tensor]:
-    """Row indices of each micro-batch: rows of similar length together, rows x longest row within the budget.
+def split_by_tokens(rows: Minibatch, tokens_per_microbatch: int, packs: bool = False) -> list[Tensor]:
+    """Row indices of each micro-batch, rows x longest row within the budget: rows of similar length together or, where the
+    model packs what they share and that leaves fewer tokens to compute, rows of one prompt.
 
     Args:
-        lengths: (N,) int64, tokens of each row.
         tokens_per_microbatch: budget in tokens, padding included. A single longer row gets a micro-batch of its own.
+        packs: the model computes once what the rows of a micro-batch have in common.
     """
-    order = torch.argsort(lengths, descending=True, stable=True)
+    lengths = rows.lengths()
+    by_length = torch.argsort(lengths, descending=True, stable=True)
+    apart = _cut(by_length, lengths, tokens_per_microbatch)
+    if len(apart) < 2 or not packs:
+        return apart
+    prompts = rows.segments == int(Segment.PROMPT)
+    group = torch.unique(torch.where(prompts, rows.tokens, -1), dim=0, return_inverse=True)[1]
+    longest = torch.zeros_like(lengths).scatter_reduce(0, group, lengths, "amax")[group]
+    order = by_length[torch.argsort(group[by_length], stable=True)]
+    order = order[torch.argsort(longest[order], descending=True, stable=True)]
+    together = _cut(order, lengths, tokens_per_microbatch)
+    padded = sum(len(part) * int(lengths[part].max()) for part in apart)
+    prompt = prompts.sum(1)
+    packed = sum(int((lengths - prompt)[part].sum() + _of_each(group[part], prompt[part])) for part in together)
+    return together if packed < 0.8 * padded else apart
+
+
+def _cut(order: Tensor, lengths: Tensor, budget: int) -> list[Tensor]:
     widths = lengths[order].tolist()
     batches, start = [], 0
     while start < len(widths):
-        size = max(1, tokens_per_microbatch // max(1, widths[start]))
-        batches.append(order[start : start + size])
-        start += size
+        end, widest = start, 0
+        while end < len(widths) and (end == start or max(widest, widths[end]) * (end + 1 - start) <= budget):
+            widest = max(widest, widths[end])
+            end += 1
+        batches.append(order[start:end])
+        start = end
     return batches
+
+
+def _of_each(group: Tensor, prompt: Tensor) -> Tensor:
+    """Tokens of the prompts, each counted once."""
+    return torch.zeros(int(group.max()) + 1, dtype=prompt.dtype).scatter_reduce(0, group, prompt, "amax").sum()
 
 
 def idle_microbatch(rows: Minibatch) -> Minibatch:

@@ -1,0 +1,136 @@
+"""Rows with a common beginning give the same numbers packed as apart, and are packed where that is less work."""
+
+import pytest
+import torch
+
+from fulgurite.models.causal_lm import CausalLM
+from fulgurite.models.packing import PADDING, Cost, pack
+from fulgurite.models.tiny import TinyModel
+from fulgurite.modules.microbatches import split_by_tokens
+from fulgurite.types import Minibatch, Segment
+
+CHEAP_ATTENTION = Cost(token=1.0, pair=1e-9)
+
+
+def model(architecture="qwen2") -> CausalLM:
+    shape = TinyModel(architecture, hidden_size=32, intermediate_size=48, heads=4, kv_heads=2, alphabet="0123456789")
+    return CausalLM.load(shape, dtype=torch.float64)
+
+
+def ragged_rows(groups: int, size: int, seed: int = 0):
+    """(tokens, keep) of groups with prompts of 2 to 9 tokens and completions of 1 to 8, not all of whose tokens are kept."""
+    draw = torch.Generator().manual_seed(seed)
+    tokens, keep = torch.zeros(groups * size, 20, dtype=torch.int64), torch.zeros(groups * size, 20, dtype=torch.bool)
+    for group in range(groups):
+        length = int(torch.randint(2, 10, (), generator=draw))
+        prompt = torch.randint(3, 13, (length,), generator=draw)
+        for row in range(group * size, (group + 1) * size):
+            count = int(torch.randint(1, 9, (), generator=draw))
+            tokens[row, :length] = prompt
+            tokens[row, length : length + count] = torch.randint(3, 13, (count,), generator=draw)
+            keep[row, length : length + count] = torch.rand(count, generator=draw) < 0.8
+    order = torch.randperm(len(tokens), generator=draw)
+    return tokens[order], keep[order]
+
+
+def scored(lm: CausalLM, tokens, keep, packs: bool, weights):
+    lm.packs = packs
+    lm.zero_grad()
+    scores = lm.score(tokens, keep, 0.9)
+    (scores.logprobs * weights).sum().backward()
+    return scores.logprobs.detach(), scores.entropy, [p.grad.clone() for p in lm.parameters()]
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("seed", range(3))
+def test_packed_rows_give_the_numbers_of_rows_apart(architecture, seed):
+    lm, (tokens, keep) = model(architecture), ragged_rows(3, 5, seed)
+    assert lm.packs and pack(tokens, keep, lm._cost) is not None
+    weights = torch.randn(keep.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    apart, packed = (scored(lm, tokens, keep, way, weights) for way in (False, True))
+    assert apart[0][keep].abs().min() > 0.1 and not packed[0][~keep].any()
+    for one, other in zip(apart[:2], packed[:2], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    # transformers' norms pass their gradient in float32: of a sum here, the sum of gradients there
+    largest = max(gradient.abs().max() for gradient in apart[2])
+    for one, other in zip(apart[2], packed[2], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6 * float(largest))
+
+
+def test_a_completion_sees_no_other_and_no_padding():
+    lm, (tokens, keep) = model(), ragged_rows(2, 4, 1)
+    before = lm.score(tokens, keep).logprobs
+    changed = tokens.clone()
+    first = keep.int().argmax(1)
+    changed[0, first[0] :] = 3
+    after = lm.score(changed, keep).logprobs
+    torch.testing.assert_close(before[1:], after[1:], rtol=0, atol=1e-12)
+    assert (before[0] - after[0])[keep[0]].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_token_is_laid_out_once(seed):
+    tokens, keep = ragged_rows(4, 6, seed)
+    packing = pack(tokens, keep, CHEAP_ATTENTION)
+    laid = packing.source[packing.part != PADDING]
+    rows, positions = laid // tokens.shape[1], packing.positions[packing.part != PADDING]
+    assert torch.equal(positions, laid % tokens.shape[1])
+    assert len(laid.unique()) == len(laid)
+    last = tokens.shape[1] - 1 - keep.flip(1).int().argmax(1)
+    for row in range(len(tokens)):
+        if keep[row].any():
+            first = int(keep[row].int().argmax())
+            assert {*positions[rows == row].tolist()} >= {*range(first, int(last[row]))}
+    states = packing.source.flatten()[packing.places]
+    wanted = [tokens[row, : int(t)].tolist() for row, t in keep.nonzero().tolist()]
+    begins = [tokens[int(s) // 20, : int(s) % 20 + 1].tolist() for s in states]
+    assert begins == wanted, "the state before a kept token comes after the same beginning"
+    mask = packing.mask()[:, 0]
+    assert mask.diagonal(dim1=1, dim2=2).all() and not mask.triu(1).any()
+
+
+def test_nothing_is_packed_where_nothing_is_shared_or_attention_costs_too_much():
+    tokens = torch.arange(3, 43).reshape(4, 10)
+    keep = torch.arange(10).expand(4, 10) >= 5
+    assert pack(tokens, keep, CHEAP_ATTENTION) is None
+    same = tokens.clone()
+    same[:, :5] = same[0, :5]
+    assert pack(same, keep, CHEAP_ATTENTION) is not None
+    assert pack(same, keep, Cost(token=1.0, pair=1.0)) is None
+    assert pack(same, torch.zeros_like(keep), CHEAP_ATTENTION) is None
+
+
+def test_a_row_grows_only_as_wide_as_pays():
+    tokens = torch.cat([torch.full((16, 60), 5), torch.arange(16 * 10).reshape(16, 10)], 1)
+    keep = (torch.arange(70) >= 60).expand(16, 70)
+    shapes = [tuple(pack(tokens, keep, Cost(1.0, pair)).source.shape) for pair in (1e-6, 1e-2)]
+    assert shapes == [(1, 60 + 16 * 9), (2, 60 + 8 * 9)]
+
+
+def minibatch(size: int, prompt: int, longest: int) -> Minibatch:
+    """48 rows of groups of one size, in any order."""
+    groups = 48 // size
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randint(3, 13, (groups, prompt), generator=draw).repeat_interleave(size, 0)
+    tokens = torch.cat([tokens, torch.randint(3, 13, (groups * size, longest), generator=draw)], 1)
+    lengths = prompt + torch.randint(1, longest + 1, (groups * size,), generator=draw)
+    segments = torch.full(tokens.shape, int(Segment.SAMPLED), dtype=torch.uint8)
+    segments[:, :prompt] = int(Segment.PROMPT)
+    segments[torch.arange(prompt + longest) >= lengths[:, None]] = int(Segment.PAD)
+    order = torch.randperm(groups * size, generator=draw)
+    return Minibatch(tokens[order], segments[order])
+
+
+@pytest.mark.parametrize(("size", "prompt", "longest", "together"), [(8, 40, 6, True), (1, 3, 40, False)])
+@pytest.mark.parametrize("packs", [False, True])
+def test_rows_of_a_prompt_stay_together_where_the_prompt_is_what_costs(size, prompt, longest, together, packs):
+    rows, budget = minibatch(size, prompt, longest), 4 * (prompt + longest) * 2
+    parts, lengths = split_by_tokens(rows, budget, packs), rows.lengths()
+    assert sorted(torch.cat(parts).tolist()) == list(range(48)) and len(parts) > 3
+    assert all(len(part) * lengths[part].max() <= budget for part in parts)
+    prompts = sum(len(rows.tokens[part][:, :prompt].unique(dim=0)) for part in parts)
+    if packs and together:
+        assert prompts <= 48 // size + len(parts)
+    else:
+        longest_first = torch.cat([lengths[part] for part in parts]).tolist()
+        assert longest_first == sorted(longest_first, reverse=True) and prompts > 20
