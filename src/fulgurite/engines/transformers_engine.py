@@ -112,13 +112,13 @@ class TransformersEngine(Engine):
 
     def _prefill(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Cache, Tensor | None]:
         """(Q, V) logits after each prompt, the cache, and the (Q, P) bool mask of left padding, None without any."""
-        from transformers import DynamicCache
+        from .kv_cache import roomy_cache
 
         width = max(len(p.token_ids) for p in prompts)
         padding = torch.tensor([width - len(p.token_ids) for p in prompts], device=self.model.hf.device)
         tokens = torch.tensor([(0,) * (width - len(p.token_ids)) + p.token_ids for p in prompts], device=padding.device)
         mask = torch.arange(width, device=padding.device) >= padding[:, None] if padding.any() else None
-        cache = DynamicCache(config=self.model.hf.config)
+        cache = roomy_cache(self.model.hf.config)
         return self._forward(tokens, cache, mask), cache, mask
 
     def _forward(self, tokens: Tensor, cache: Cache, mask: Tensor | None) -> Tensor:
