@@ -295,8 +295,13 @@ class RoundModule(L.LightningModule, ABC):
         return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).detach().double().cpu()
 
     def _log_update(self, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.log(name if "/" in name else f"loss/{name}", value, batch_size=1, prog_bar=False)
+        """As `self.log` would, but all at once: one by one they take longer than a small update."""
+        named = {name if "/" in name else f"loss/{name}": value for name, value in values.items()}
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
+        step, every = self.trainer.fit_loop.epoch_loop._batches_that_stepped, self.trainer.log_every_n_steps
+        if every and (step + 1) % every == 0:
+            for logger in self.trainer.loggers:
+                logger.log_metrics({**named, "epoch": self.trainer.current_epoch}, step=step)
 
     @property
     def _seed(self) -> int:
