@@ -81,17 +81,17 @@ def generation(shape: Shape, prompts: list[int], completions: list[list[int]], w
 
 
 def update(shape: Shape, prompts: list[int], completions: list[list[int]], width: int, weights: int) -> Work:
-    """Forward and backward pass of every row that has a coefficient, its prompt too, and one step of Adam.
+    """Forward and backward pass of each prompt once and of its completions, and one step of Adam.
 
     Args:
-        prompts, completions, width: as in `generation`, of the rows trained on.
+        prompts, completions, width: as in `generation`.
         weights: of the whole model, all trained in float32.
     """
     flops = 0.0
     for prompt, lengths in zip(prompts, completions, strict=True):
-        for length in lengths:
-            tokens = prompt + length - 1
-            flops += shape.layers_flops(tokens, causal_pairs(0, tokens)) + shape.head_flops(length)
+        flops += shape.layers_flops(prompt, causal_pairs(0, prompt))
+        for length in lengths:  # the last token predicts nothing
+            flops += shape.layers_flops(length - 1, causal_pairs(prompt, length - 1)) + shape.head_flops(length)
     adam = 7 * 4 * weights  # reads weight, gradient and both moments, writes weight and both moments
     return Work((1 + BACKWARD) * flops, adam + 3 * width * weights)
 
