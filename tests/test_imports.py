@@ -102,6 +102,13 @@ def test_the_table_has_no_cycle():
         left = {room: needs for room, needs in left.items() if room not in ready}
 
 
+def test_the_picture_shows_the_table():
+    sys.path.insert(0, str(SOURCE.parents[1] / "tools"))
+    from draw_flow import PICTURE, draw
+
+    assert PICTURE.read_text() == draw(MAY_IMPORT), "run python tools/draw_flow.py"
+
+
 def test_one_file_imports_vllm():
     def imports_it(node: ast.AST) -> bool:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
