@@ -2,8 +2,8 @@
 
     python tools/bench_growth.py [--json FILE]
 
-One thing grows at a time, all others stay at the smallest. The slope is that of the logarithm of the seconds over the last factor
-of 4: 1 is in proportion, below 1 there is a part that does not grow.
+One thing grows at a time, all others stay at the smallest. The slope is that of the logarithm of the seconds over the last
+factor of 4: 1 is in proportion, below 1 there is a part that does not grow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bench import DEFAULTS, PARTS, make_model, medians, run_side
 
 SMALLEST = DEFAULTS | dict(
     prompts=4, completions=4, prompt_tokens=16, new_tokens=16, vocabulary=400, rows_per_pass=512, steps=8
-)
+)  # fmt: skip
 GROWING = {
     "prompts": ("prompts",),
     "group size": ("completions",),

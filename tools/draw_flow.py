@@ -56,10 +56,8 @@ def draw(table: dict[str, set[str]]) -> str:
         for level, layer in enumerate(levels)
         for i, room in enumerate(layer)
     }
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height + ROW // 2}" role="img">',
-        f"<style>{STYLE}</style>",
-    ]
+    view = f"0 0 {WIDTH} {height + ROW // 2}"
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}" role="img">', f"<style>{STYLE}</style>"]
     for room, needs in lines.items():
         for need in sorted(needs):
             (x, y), (u, v) = place[room], place[need]
