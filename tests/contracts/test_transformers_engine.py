@@ -6,6 +6,7 @@ from engine_contract import TOKENIZER, EngineContract, chain, perturbed, prompt,
 
 from fulgurite.engines.transformers_engine import TransformersEngine
 from fulgurite.types import ConfigError, Prompt, SamplingSpec
+from tiny import scored
 
 
 def bound(model, **settings):
@@ -30,6 +31,19 @@ def test_a_longer_limit_continues_the_same_completions():
     engine, prompts = bound(perturbed()), random_prompts(5, 9)
     short, long = (engine.generate(prompts, SamplingSpec(max_new_tokens=t, n=4)) for t in (6, 40))
     assert [c.token_ids for c in short] == [c.token_ids[:6] for c in long]
+
+
+def test_long_rows_that_end_at_all_times_are_scored_as_by_a_fresh_pass():
+    """From 30 to 230 tokens: the key-value cache grows, and loses rows, on both sides of its block of 64 tokens."""
+    model, prompts, spec = perturbed(), random_prompts(30, 41), SamplingSpec(max_new_tokens=200, n=12)
+    engine = bound(model)
+    engine.end_tokens = [5]
+    completions = engine.generate(prompts, spec)
+    lengths = {len(c.token_ids) for c in completions}
+    assert min(lengths) < 20 and max(lengths) > 120 and len(lengths) > 12
+    owners = [p for p in prompts for _ in range(12)]
+    for completion, expected in zip(completions, scored(model, owners, completions, 1.0), strict=True):
+        assert max(abs(a - b) for a, b in zip(completion.logprobs, expected, strict=True)) < 1e-5
 
 
 @pytest.mark.parametrize("max_rows", [512, 6])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 BLOCK = 64
-"""Tokens by which the memory of a layer grows."""
+"""Tokens by which the memory of a layer grows; a shorter one has no room, for copying it costs less than gaps between rows."""
 
 
 def roomy_cache(config: PreTrainedConfig) -> DynamicCache:
@@ -22,41 +23,42 @@ def roomy_cache(config: PreTrainedConfig) -> DynamicCache:
 
 
 class RoomyLayer(DynamicLayer):
-    """`keys` and `values` are views of larger `memory`: of its first rows, up to the tokens that are there."""
+    """`keys` and `values` are views of `memory`: of the tokens that are there."""
 
     memory: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, new = self.get_seq_length(), (key_states, value_states)
+        start, old, new = self.get_seq_length(), (self.keys, self.values), (key_states, value_states)
         end = start + key_states.shape[-2]
         if self.memory is None or end > self.memory[0].shape[-2]:
-            old, self.memory = (self.keys, self.values), tuple(_room_for(states, len(states), end) for states in new)
+            self.memory = tuple(_room_for(states, len(states), end) for states in new)
             if start:
                 self._write(old, 0, start)
         self._write(new, start, end)
-        self._look(len(key_states), end)
+        self._look(end)
         return self.keys, self.values
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        old, length = (self.keys, self.values), self.get_seq_length()
-        self.memory = tuple(_room_for(states, len(states) * repeats, length) for states in old)
-        self._write(tuple(states.repeat_interleave(repeats, 0) for states in old), 0, length)
-        self._look(len(old[0]) * repeats, length)
+        self.memory = tuple(states.repeat_interleave(repeats, 0) for states in (self.keys, self.values))
+        self.keys, self.values = self.memory
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        length = self.get_seq_length()
-        self._write((self.keys[indices], self.values[indices]), 0, length)
-        self._look(len(indices), length)
+        old, length = (self.keys, self.values), self.get_seq_length()
+        self.memory = tuple(_room_for(states, len(indices), length) for states in old)
+        for memory, states in zip(self.memory, old, strict=True):
+            torch.index_select(states, 0, indices, out=memory[:, :, :length])
+        self._look(length)
 
     def _write(self, new: tuple[Tensor, Tensor], start: int, end: int) -> None:
         for memory, states in zip(self.memory, new, strict=True):
-            memory[: len(states), :, start:end] = states
+            memory[:, :, start:end] = states
 
-    def _look(self, rows: int, length: int) -> None:
-        self.keys, self.values = (memory[:rows, :, :length] for memory in self.memory)
+    def _look(self, length: int) -> None:
+        self.keys, self.values = (memory[:, :, :length] for memory in self.memory)
 
 
 def _room_for(like: Tensor, rows: int, length: int) -> Tensor:
-    return like.new_empty(rows, like.shape[1], -(-length // BLOCK) * BLOCK, like.shape[3])
+    room = length if length < BLOCK else -(-length // BLOCK) * BLOCK
+    return like.new_empty(rows, like.shape[1], room, like.shape[3])
