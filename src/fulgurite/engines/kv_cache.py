@@ -28,10 +28,14 @@ class RoomyLayer(DynamicLayer):
     memory: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        start, new = self.get_seq_length(), (key_states, value_states)
+        end = start + key_states.shape[-2]
+        if end < BLOCK:
+            self.memory = super().update(key_states, value_states)
+            return self.memory
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, old, new = self.get_seq_length(), (self.keys, self.values), (key_states, value_states)
-        end = start + key_states.shape[-2]
+        old = self.keys, self.values
         if self.memory is None or end > self.memory[0].shape[-2]:
             self.memory = tuple(_room_for(states, len(states), end) for states in new)
             if start:
