@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from fulgurite.parallel import FSDP2Strategy
 
 pytestmark = pytest.mark.xdist_group("sharded loading")
 
@@ -29,3 +32,14 @@ def test_no_process_holds_the_whole_model(records):
     whole = 216  # MiB in float32
     assert all(record["peak"] < 0.7 * whole for record in records["shards"])
     assert all(record["peak"] > 0.95 * whole for record in records["whole"])
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_offloaded_weights_stay_where_they_are_and_buffers_move(offload, monkeypatch):
+    """Lightning moves the whole model; the meta device stands for a GPU."""
+    monkeypatch.setattr(FSDP2Strategy, "root_device", torch.device("meta"))
+    strategy = FSDP2Strategy(cpu_offload=offload)
+    strategy.model = torch.nn.BatchNorm1d(2)
+    strategy.model_to_device()
+    assert strategy.model.weight.device.type == ("cpu" if offload else "meta")
+    assert strategy.model.running_mean.device.type == "meta"

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -18,10 +19,11 @@ from fulgurite.data.rewards import Reward
 from fulgurite.engines.transformers_engine import TransformersEngine
 from fulgurite.guards import GuardError
 from fulgurite.guards.all_equal_groups import check_all_equal_groups, equal_groups, equal_groups_without_credit
-from fulgurite.guards.engine_gap import check_engine_gap
+from fulgurite.guards.engine_gap import check_engine_gap, max_gap_of
 from fulgurite.guards.failed_grading import check_failed_grading
 from fulgurite.guards.truncation import check_truncation, cut_completions, cut_without_gold
 from fulgurite.guards.weights_move import check_weights_move, count_moved, watch
+from fulgurite.parallel import FSDP2Strategy
 from fulgurite.tasks.grading import Grader
 from fulgurite.types import ConfigError, Segment
 from records import StubModule, StubRounds, make_round
@@ -262,6 +264,16 @@ def test_mixed_precision_is_allowed_a_tenth_of_a_nat(tmp_path):
     assert fit_tiny(tmp_path, ShiftedEngine(0.05), epochs=3, precision="bf16-mixed") == (3, None, [])
     rounds, error, _ = fit_tiny(tmp_path, ShiftedEngine(0.2), epochs=3, precision="bf16-mixed")
     assert rounds == 2 and "expected at most 0.1." in error
+
+
+def test_the_allowed_gap_is_wide_where_anything_computes_in_16_bits():
+    def allowed(precision="32-true", dtype=torch.float32, strategy="auto"):
+        return max_gap_of(None, SimpleNamespace(precision=precision, strategy=strategy), dtype)
+
+    assert allowed() == allowed(strategy=FSDP2Strategy()) == 0.001
+    lowered = FSDP2Strategy(gather_dtype="bfloat16")
+    assert allowed("bf16-mixed") == allowed(dtype=torch.bfloat16) == allowed(strategy=lowered) == 0.1
+    assert max_gap_of(0.5, None, torch.float32) == 0.5
 
 
 def test_the_gap_threshold_itself_is_allowed_and_what_is_no_number_is_not():

@@ -174,16 +174,19 @@ def test_the_scorer_gives_what_it_gives_on_the_cpu(temperature):
     "settings", [{}, {"gather_dtype": "bfloat16"}, {"cpu_offload": True}, {"reshard_after_forward": False}]
 )
 def test_fsdp2_on_one_gpu_ends_where_a_plain_run_does(settings):
-    """In float32 the same weights; where weights are gathered in bfloat16, near them."""
-    ends = []
+    """In float32 the same weights; where weights are gathered in bfloat16, moved in the same direction."""
+    start, moves = dict(CausalLM.load(POLICY).named_full_weights()), []
     for strategy in ("auto", FSDP2Strategy(**settings)):
         module = tiny_grpo(policy=POLICY, optimizer=OptimizerSpec(learning_rate=1e-3))
         trainer = tiny_trainer(max_epochs=3, accelerator=DEVICE, enable_checkpointing=False, strategy=strategy)
         trainer.fit(module, datamodule=tiny_data())
         assert int(module.updates) == 3
-        ends.append({name: weight.cpu().clone() for name, weight in module.trained["policy"].named_full_weights()})
-    gap = max(float((ends[0][name] - ends[1][name]).abs().max()) for name in ends[0])
-    assert gap < (0.02 if settings.get("gather_dtype") else 1e-5), gap
+        ends = module.trained["policy"].named_full_weights()
+        moves.append(torch.cat([(weight.detach().cpu() - start[name]).flatten() for name, weight in ends]))
+    if settings.get("gather_dtype"):
+        assert torch.nn.functional.cosine_similarity(*moves, dim=0) > 0.95
+    else:
+        assert (moves[0] - moves[1]).abs().max() < 1e-5 < moves[0].abs().max()
 
 
 @pytest.mark.parametrize("offload", [False, True])

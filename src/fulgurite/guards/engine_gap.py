@@ -4,11 +4,13 @@ log-probabilities, so the policy that sampled is not the one that the loss takes
 from __future__ import annotations
 
 from math import isinf
-
-import lightning as L
-import torch
+from typing import TYPE_CHECKING
 
 from . import warn_then_stop
+
+if TYPE_CHECKING:
+    import lightning as L
+    import torch
 
 PATIENCE_UPDATES = 3
 

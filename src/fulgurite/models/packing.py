@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 SHARED, PADDING = 0, -1
-MASKED_PAIR = {"cpu": 1.0, "cuda": 2.0}
+MASKED_PAIR = {"cuda": 2.0}
 """Cost of a pair under a mask, in that of a pair of plain causal attention: kernels with a mask are slower on a GPU."""
 
 

@@ -11,6 +11,7 @@ Letters: K scored tokens, k tokens of a chunk, H hidden units, V vocabulary entr
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_BYTES = {"cpu": 48 << 20, "cuda": 384 << 20}
-"""Size of the logits of one chunk; the scorer holds two such blocks at a time. A GPU is slow on a few tokens."""
+LOGITS_BYTES = defaultdict(lambda: 48 << 20, cuda=384 << 20)
+"""Size of the logits of one chunk by kind of device: a GPU is slow on few tokens. The scorer holds two such blocks at once."""
 
 Compare = Callable[[Tensor, slice], Tensor]
 """(logits (k, V) divided by the temperature, the chunk's place among the K tokens) -> values (k,) with gradient."""
