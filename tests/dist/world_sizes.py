@@ -12,12 +12,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (0, 1)]
 warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
-from ranks import grpo, reference, rounds  # noqa: E402
+from ranks import compute_in_float64, grpo, reference, rounds  # noqa: E402
 
 from forking import run_forked  # noqa: E402
 from fulgurite.callbacks.checkpoint import RoundCheckpoint  # noqa: E402
 from fulgurite.callbacks.checkpoint_files import checkpoints_in  # noqa: E402
-from fulgurite.models.causal_lm import CausalLM  # noqa: E402
 from tiny import tiny_trainer  # noqa: E402
 
 WAYS = {  # the first two rounds, the last two
@@ -33,7 +32,7 @@ WAYS = {  # the first two rounds, the last two
 
 
 def work(epochs: int, ranks: int, strategy: str) -> None:
-    CausalLM.load = partial(CausalLM.load, dtype=torch.float64)
+    compute_in_float64()
     module, data = grpo(kl_beta=0.3, reference=reference()), rounds(steps_per_round=2, inner_epochs=1)
     saver = RoundCheckpoint(every_n_rounds=1)
     trainer = tiny_trainer(max_epochs=epochs, devices=ranks, strategy=strategy, default_root_dir=".", callbacks=[saver])

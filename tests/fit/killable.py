@@ -290,7 +290,7 @@ def kill_at_random(root: Path, moments: int, **settings: object) -> list[dict]:
     while len(verdicts) <= moments:
         folder, killed, after = root / f"run-{len(verdicts)}", 0, []
         while killed < 3 and len(verdicts) + killed <= moments:
-            after.append(round(draw.uniform(0.1, took), 3))
+            after.append(round(draw.uniform(took / 3, took), 3))  # before it, a run only sets itself up
             if run_forked(fit, folder, kill_after_s=after[-1], **settings) == [0]:
                 after.pop()
                 break
