@@ -1,5 +1,6 @@
 """Runs work in forked children, so that a test can kill a run, or have two processes, and pay for the imports once."""
 
+import faulthandler
 import os
 import signal
 import socket
@@ -75,6 +76,7 @@ def _child(work, folder: Path, rank: int, ranks: int, port: int, settings: dict)
         out = os.open(f"out.{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        faulthandler.enable()  # a crash tells where
         work()
         code = 0
     except SystemExit as stop:

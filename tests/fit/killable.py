@@ -315,7 +315,9 @@ def kill_and_resume(reference: Path, place: str, ranks: int = 1, **settings: obj
     codes = {"interrupt": 1, "terminate": 143}
     expected = [os.WEXITSTATUS(s) == codes[how] if how else os.WIFSIGNALED(s) for s in killed]
     wrong = [] if all(expected) else [f"ended with {killed}"]
-    wrong += [] if resumed == [0] * ranks else [f"resume ended with {resumed}"]
+    if resumed != [0] * ranks:
+        ends = {r: (folder / f"out.{r}").read_text()[-3000:] for r in range(ranks)}
+        wrong.append(f"resume ended with {resumed}: {ends}")
     wrong += differences(reference, folder, ranks)
     if how == "terminate":  # it saves where the reference does not
         told = events[events.index(place) :]
