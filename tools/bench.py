@@ -121,12 +121,12 @@ def floors(setting: dict, run: dict, weights: int, speed: tuple[float, float]) -
 def show(report: dict) -> None:
     sides, floor = report["sides"], report["floor"]
     floor_of = {"whole_s": floor["generation_s"] + floor["rest_s"], **floor}
-    print(f"{'':18}" + "".join(f"{name:>14}" for name in sides) + f"{'peer / ours':>14}{'floor':>12}{'ours / floor':>14}")
+    print(f"{'':18}" + "".join(f"{name:>14}" for name in sides) + f"{'ratio':>10}{'floor':>12}{next(iter(sides)) + ' / floor':>20}")
     for part, label in PARTS.items():
         values = [side[part] for side in sides.values()]
-        ratio = f"{values[1] / values[0]:.2f}" if len(values) > 1 else "-"
-        row = f"{label:18}" + "".join(f"{value:>12.4f} s" for value in values) + f"{ratio:>14}{floor_of[part]:>10.4f} s"
-        print(row + f"{values[0] / floor_of[part]:>14.1f}")
+        ratio = f"{values[1] / values[0]:.2f}" if len(values) > 1 else "-"  # of the second to the first
+        row = f"{label:18}" + "".join(f"{value:>12.4f} s" for value in values) + f"{ratio:>10}{floor_of[part]:>10.4f} s"
+        print(row + f"{values[0] / floor_of[part]:>20.1f}")
     for name, side in sides.items():
         share = floor["update_flops"] / side["rest_s"] / report["flops_per_s"]
         print(
