@@ -445,7 +445,7 @@ for words in fits:
 
 
 def test_a_method_added_to_the_letter_trains(tmp_path):
-    """In a copy of the repository: the style and the tests that the page names, its long command parsed, its tiny one run."""
+    """In a copy of the repository: the style and the tests that the page names, its long commands parsed, its tiny one run."""
     for name in ("src", "tests", "configs", "docs", "tools"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -459,10 +459,14 @@ def test_a_method_added_to_the_letter_trains(tmp_path):
 
     lines = [shlex.split(line) for line in commands(ADD)]
     tests = [words[2:] for words in lines if words[:2] == ["bash", "tools/test.sh"]]
-    trained, tried = (words[1:] for words in lines if words[0] == "fulgurite")
-    assert len(lines) == 3 and len(tests) == 1
-    assert new["configs/credit/group_mean.yaml"].startswith(f"# fulgurite {shlex.join(trained)}\n")
-    fits = [[*trained, "--print_config"], [*tried, *SMALL, "--data.init_args.task", "tiny.EvenDigits"]]
+    tried, warmed, trained = (words[1:] for words in lines if words[0] == "fulgurite")
+    assert len(lines) == 4 and len(tests) == 1
+    assert new["configs/variants/group_mean.yaml"].startswith(f"# fulgurite {shlex.join(trained)}\n")
+    fits = [
+        [*warmed, "--print_config"],
+        [*trained, "--print_config"],
+        [*tried, *SMALL, "--data.init_args.task", "tiny.EvenDigits"],
+    ]
     ran = subprocess.run(
         [sys.executable, "-c", FOLLOW, json.dumps([tests, fits])], cwd=tmp_path, capture_output=True, text=True, timeout=250,
         env={**os.environ, "PYTHONPATH": f"{tmp_path / 'src'}:{tmp_path / 'tests'}", "PYTHONDONTWRITEBYTECODE": "1"},

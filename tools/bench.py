@@ -121,7 +121,11 @@ def floors(setting: dict, run: dict, weights: int, speed: tuple[float, float]) -
 def show(report: dict) -> None:
     sides, floor = report["sides"], report["floor"]
     floor_of = {"whole_s": floor["generation_s"] + floor["rest_s"], **floor}
-    print(f"{'':18}" + "".join(f"{name:>14}" for name in sides) + f"{'ratio':>10}{'floor':>12}{next(iter(sides)) + ' / floor':>20}")
+    print(
+        f"{'':18}"
+        + "".join(f"{name:>14}" for name in sides)
+        + f"{'ratio':>10}{'floor':>12}{next(iter(sides)) + ' / floor':>20}"
+    )
     for part, label in PARTS.items():
         values = [side[part] for side in sides.values()]
         ratio = f"{values[1] / values[0]:.2f}" if len(values) > 1 else "-"  # of the second to the first
