@@ -3,8 +3,8 @@
     python tools/soak.py --minutes 5 [--out runs/soak]
 
 After every round it looks at its own memory, threads, open files and child processes. It ends with exit code 1 if memory
-grows by more than `GROWTH_MIB` between the second fifth of the rounds and the last, or if any of the counts is higher in the
-last fifth than in the second. `soak.jsonl` in the folder has a row per round.
+grows by more than `GROWTH_MIB` between the second fifth of the rounds and the last, or if any of the counts is higher in every
+round of the last fifth than in all of the second: another thread may have a file open for a moment. `soak.jsonl` in the folder has a row per round.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def leaks(rows: list[dict[str, float]]) -> list[str]:
     before, after = (median(row["memory_mib"] for row in part) for part in (early, late))
     found = [f"memory grew from {before:.1f} to {after:.1f} MiB"] if after - before > GROWTH_MIB else []
     for name in COUNTS:
-        most, now = max(row[name] for row in early), max(row[name] for row in late)
-        found += [f"{name} grew from {most:.0f} to {now:.0f}"] if now > most else []
+        most, least = max(row[name] for row in early), min(row[name] for row in late)
+        found += [f"{name} grew from {most:.0f} to {least:.0f}"] if least > most else []
     return found
 
 
