@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 
 import lightning as L
 import torch
@@ -152,6 +153,7 @@ class StubRounds(L.LightningDataModule):
         super().__init__()
         self.rounds, self.kinds, self.validate = rounds, kinds, validate
         self.held, self.start = -1, 0
+        self.engine = SimpleNamespace(dtype=torch.float32)
 
     def __len__(self) -> int:
         return len(self.kinds[0])

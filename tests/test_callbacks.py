@@ -192,6 +192,7 @@ def two_ranks(rank: int, folder: str) -> None:
         world_size=2,
         is_global_zero=rank == 0,
         loggers=[logger],
+        datamodule=SimpleNamespace(engine=SimpleNamespace(dtype=torch.float32)),
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=0)),
         strategy=SimpleNamespace(root_device=torch.device("cpu"), reduce=lambda t, reduce_op: (dist.all_reduce(t), t)[1]),
     )

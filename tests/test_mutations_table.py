@@ -19,7 +19,7 @@ def test_every_named_test_exists():
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *sorted(tests)]
     collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert collected.returncode == 0, collected.stdout[-2000:]
-    assert set(collected.stdout.split()) >= tests
+    assert set(collected.stdout.splitlines()) >= tests
 
 
 def test_names_are_unique():

@@ -23,7 +23,10 @@ from fulgurite.callbacks import checkpoint as checkpoint_module  # noqa: E402
 from fulgurite.callbacks.checkpoint import RoundCheckpoint  # noqa: E402
 from fulgurite.callbacks.checkpoint_files import checkpoints_in  # noqa: E402
 from fulgurite.callbacks.codistillation import CoDistillation  # noqa: E402
+from fulgurite.callbacks.guards import Guards  # noqa: E402
+from fulgurite.callbacks.round_metrics import RoundMetrics  # noqa: E402
 from fulgurite.callbacks.samples import SampleLogger  # noqa: E402
+from fulgurite.callbacks.timing import PhaseTimer  # noqa: E402
 from fulgurite.callbacks.tsallis import TsallisReweighting  # noqa: E402
 from fulgurite.data.gold import GoldAnswer  # noqa: E402
 from fulgurite.data.hints import Hints  # noqa: E402
@@ -236,8 +239,11 @@ def fit() -> None:
         every_n_rounds=1, every_n_updates=every, after_sampling=bool(setting("EARLY")), best=setting("BEST") or None
     )
     rounds = int(setting("ROUNDS", str(ROUNDS)))
-    trainer = tiny_trainer(max_epochs=rounds, strategy=strategy, devices=2 if sharded else 1,
-                           default_root_dir=".", callbacks=[saver, SampleLogger(every_n_rounds=0), Ledger()])  # fmt: skip
+    guards = Guards(max_truncated=1.0, max_all_equal=2.0, min_moved=0.0)
+    callbacks = [saver, guards, RoundMetrics(), PhaseTimer(), SampleLogger(every_n_rounds=0), Ledger()]
+    trainer = tiny_trainer(
+        max_epochs=rounds, strategy=strategy, devices=2 if sharded else 1, default_root_dir=".", callbacks=callbacks
+    )
     method, further = setting("METHOD"), {}
     if method == "paft":
         trainer.callbacks.append(TsallisReweighting(method))

@@ -77,10 +77,12 @@ class Guards(Callback):
             "empty_rounds",
         )
         self.streaks = dict.fromkeys(watched, 0)
+        self.engine_dtype: torch.dtype | None = None  # of a round that is resumed, before which no engine has started
         self._filled = 0
         self._watched: list[WatchedSlice] = []
 
     def on_round(self, trainer: Trainer, module: LightningModule, sampled: Round, kept: Round) -> None:
+        self.engine_dtype = trainer.datamodule.engine.dtype
         without_credit = equal_groups_without_credit(sampled, module.streams)
         counts = [len(sampled), cut_without_gold(sampled), failed_gradings(sampled)[0], equal_groups(sampled)[1]]
         counts = torch.tensor([*counts, *without_credit.values()])
@@ -112,7 +114,7 @@ class Guards(Callback):
                 bool(skipped), update, self.max_skipped_updates, self.streaks["non_finite"]
             )
         if (gap := update.get("mismatch/logprob_gap_mean_nats")) is not None:
-            max_gap = max_gap_of(self.max_gap_nats, trainer, trainer.datamodule.engine.dtype)
+            max_gap = max_gap_of(self.max_gap_nats, trainer, self.engine_dtype)
             self.streaks["engine_gap"] = check_engine_gap(gap, max_gap, self.streaks["engine_gap"], PATIENCE_UPDATES)
         counts = dict(zip(moved, zip(pairs, pairs, strict=True), strict=True))
         self.streaks["weights_move"] = check_weights_move(counts, self.min_moved, self.streaks["weights_move"])
@@ -124,8 +126,8 @@ class Guards(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"streaks": dict(self.streaks), "filled": self._filled}
+        return {"streaks": dict(self.streaks), "filled": self._filled, "engine_dtype": self.engine_dtype}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._filled = state_dict["filled"]
+        self._filled, self.engine_dtype = state_dict["filled"], state_dict["engine_dtype"]
         self.streaks |= state_dict["streaks"]
