@@ -4,7 +4,8 @@
 
 After every round it looks at its own memory, threads, open files and child processes. It ends with exit code 1 if memory
 grows by more than `GROWTH_MIB` between the second fifth of the rounds and the last, or if any of the counts is higher in every
-round of the last fifth than in all of the second: another thread may have a file open for a moment. `soak.jsonl` in the folder has a row per round.
+round of the last fifth than in all of the second: another thread may have a file open for a moment.
+`soak.jsonl` in the folder has a row per round.
 """
 
 from __future__ import annotations
