@@ -13,7 +13,7 @@ from ..guards.engine_gap import PATIENCE_UPDATES, check_engine_gap, max_gap_of
 from ..guards.failed_grading import check_failed_grading, failed_gradings
 from ..guards.non_finite import check_non_finite
 from ..guards.truncation import check_truncation, cut_without_gold
-from ..guards.weights_move import WatchedSlice, check_weights_move, count_moved, watch
+from ..guards.weights_move import Watched, check_weights_move, count_moved, watch
 from ..parallel import sum_over_ranks
 from ..types import ConfigError, Round
 
@@ -79,7 +79,7 @@ class Guards(Callback):
         self.streaks = dict.fromkeys(watched, 0)
         self.engine_dtype: torch.dtype | None = None  # of a round that is resumed, before which no engine has started
         self._filled = 0
-        self._watched: list[WatchedSlice] = []
+        self._watched: list[Watched] = []
 
     def on_round(self, trainer: Trainer, module: LightningModule, sampled: Round, kept: Round) -> None:
         self.engine_dtype = trainer.datamodule.engine.dtype

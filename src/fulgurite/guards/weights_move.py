@@ -16,31 +16,31 @@ PATIENCE_UPDATES = 3
 
 
 @dataclass(frozen=True)
-class WatchedSlice:
-    """The first elements of a parameter's local tensor before an update, and which of them had a gradient."""
+class Watched:
+    """The first elements of the local tensors of a parameter group before an update, and which of them had a gradient."""
 
     group: str
-    parameter: Tensor
+    parameters: list[Tensor]
     before: Tensor
     active: Tensor
 
 
-def watch(optimizer: torch.optim.Optimizer) -> list[WatchedSlice]:
+def watch(optimizer: torch.optim.Optimizer) -> list[Watched]:
     """To be called when gradients are there, before the step; groups with a learning rate of 0 are left out."""
-    return [
-        WatchedSlice(str(group.get("name", i)), p, _slice(p).clone(), _slice(p.grad) != 0)
-        for i, group in enumerate(optimizer.param_groups)
-        if float(group["lr"]) > 0
-        for p in group["params"]
-        if p.grad is not None
-    ]
+    watched = []
+    for i, group in enumerate(optimizer.param_groups):
+        parameters = [p for p in group["params"] if p.grad is not None]
+        if float(group["lr"]) > 0 and parameters:
+            active = _first([p.grad for p in parameters]) != 0
+            watched.append(Watched(str(group.get("name", i)), parameters, _first(parameters), active))
+    return watched
 
 
-def count_moved(watched: list[WatchedSlice]) -> dict[str, Tensor]:
+def count_moved(watched: list[Watched]) -> dict[str, Tensor]:
     """{parameter group: (2,) float64: weights that changed, weights with a gradient}, of what was watched."""
     counts: dict[str, Tensor] = {}
     for piece in watched:
-        changed = (_slice(piece.parameter) != piece.before) & piece.active
+        changed = (_first(piece.parameters) != piece.before) & piece.active
         count = torch.stack([changed.sum(), piece.active.sum()]).double()
         counts[piece.group] = counts[piece.group] + count if piece.group in counts else count
     return counts
@@ -69,6 +69,7 @@ def check_weights_move(counts: Mapping[str, tuple[float, float]], min_moved: flo
     )
 
 
-def _slice(tensor: Tensor) -> Tensor:
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local.detach().reshape(-1)[:ELEMENTS_WATCHED]
+def _first(tensors: list[Tensor]) -> Tensor:
+    """A copy of the first elements of each, one after the other."""
+    local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    return torch.cat([tensor.detach().reshape(-1)[:ELEMENTS_WATCHED] for tensor in local])
