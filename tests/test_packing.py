@@ -1,15 +1,16 @@
-"""Rows with a common beginning give the same numbers packed as apart, and are packed where that is less work."""
+"""Rows give the same numbers packed as apart, and are packed where that saves tokens."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from fulgurite.models.attention import attention
 from fulgurite.models.causal_lm import CausalLM
-from fulgurite.models.packing import PADDING, Cost, pack
+from fulgurite.models.packing import pack
 from fulgurite.models.tiny import TinyModel
 from fulgurite.modules.microbatches import split_by_tokens
 from fulgurite.types import Minibatch, Segment
-
-CHEAP_ATTENTION = Cost(token=1.0, pair=1e-9)
 
 
 def model(architecture="qwen2") -> CausalLM:
@@ -45,7 +46,7 @@ def scored(lm: CausalLM, tokens, keep, packs: bool, weights):
 @pytest.mark.parametrize("seed", range(3))
 def test_packed_rows_give_the_numbers_of_rows_apart(architecture, seed):
     lm, (tokens, keep) = model(architecture), ragged_rows(3, 5, seed)
-    assert lm.packs and pack(tokens, keep, lm._cost) is not None
+    assert lm.packs and pack(tokens, keep) is not None
     weights = torch.randn(keep.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     apart, packed = (scored(lm, tokens, keep, way, weights) for way in (False, True))
     assert apart[0][keep].abs().min() > 0.1 and not packed[0][~keep].any()
@@ -71,40 +72,43 @@ def test_a_completion_sees_no_other_and_no_padding():
 @pytest.mark.parametrize("seed", range(4))
 def test_each_token_is_laid_out_once(seed):
     tokens, keep = ragged_rows(4, 6, seed)
-    packing = pack(tokens, keep, CHEAP_ATTENTION)
-    laid = packing.source[packing.part != PADDING]
-    rows, positions = laid // tokens.shape[1], packing.positions[packing.part != PADDING]
-    assert torch.equal(positions, laid % tokens.shape[1])
-    assert len(laid.unique()) == len(laid)
-    last = tokens.shape[1] - 1 - keep.flip(1).int().argmax(1)
-    for row in range(len(tokens)):
-        if keep[row].any():
-            first = int(keep[row].int().argmax())
-            assert {*positions[rows == row].tolist()} >= {*range(first, int(last[row]))}
-    states = packing.source.flatten()[packing.places]
-    wanted = [tokens[row, : int(t)].tolist() for row, t in keep.nonzero().tolist()]
-    begins = [tokens[int(s) // 20, : int(s) % 20 + 1].tolist() for s in states]
-    assert begins == wanted, "the state before a kept token comes after the same beginning"
-    mask = packing.mask()[:, 0]
-    assert mask.diagonal(dim1=1, dim2=2).all() and not mask.triu(1).any()
+    packing = pack(tokens, keep)
+    assert torch.equal(packing.positions, packing.source % 20)
+    assert len(packing.source.unique()) == len(packing.source)
+    first, last = keep.int().argmax(1), 19 - keep.flip(1).int().argmax(1)
+    used = keep.any(1)
+    starts = {tuple(row[:begin].tolist()) for row, begin in zip(tokens[used], first[used], strict=True)}
+    assert len(packing.source) == sum(map(len, starts)) + int((last - first)[used].sum())
+    line = tokens.flatten()[packing.source]
+    assert torch.equal(packing.rows.flatten()[packing.homes], torch.arange(len(line))), "each goes where it comes from"
+    for row, places, end in zip(tokens[used], packing.rows, last[used], strict=True):
+        assert torch.equal(line[places[:end]], row[:end]) and not places[end:].any()
+    wanted = [(tokens[row, t - 1], t - 1) for row, t in keep.nonzero().tolist()]
+    assert list(zip(line[packing.places], packing.positions[packing.places], strict=True)) == wanted
 
 
-def test_nothing_is_packed_where_nothing_is_shared_or_attention_costs_too_much():
+def test_nothing_is_packed_where_hardly_a_token_is_saved():
     tokens = torch.arange(3, 43).reshape(4, 10)
     keep = torch.arange(10).expand(4, 10) >= 5
-    assert pack(tokens, keep, CHEAP_ATTENTION) is None
+    assert pack(tokens, keep) is None
     same = tokens.clone()
     same[:, :5] = same[0, :5]
-    assert pack(same, keep, CHEAP_ATTENTION) is not None
-    assert pack(same, keep, Cost(token=1.0, pair=1.0)) is None
-    assert pack(same, torch.zeros_like(keep), CHEAP_ATTENTION) is None
+    assert len(pack(same, keep).source) == 5 + 4 * 4
+    ends_early = keep.clone()
+    ends_early[1:, 7:] = False
+    assert len(pack(tokens, ends_early).source) == 9 + 3 * 6
+    assert pack(same, torch.zeros_like(keep)) is None
 
 
-def test_a_row_grows_only_as_wide_as_pays():
-    tokens = torch.cat([torch.full((16, 60), 5), torch.arange(16 * 10).reshape(16, 10)], 1)
-    keep = (torch.arange(70) >= 60).expand(16, 70)
-    shapes = [tuple(pack(tokens, keep, Cost(1.0, pair)).source.shape) for pair in (1e-6, 1e-2)]
-    assert shapes == [(1, 60 + 16 * 9), (2, 60 + 8 * 9)]
+def test_heads_that_share_a_key_answer_as_each_by_itself():
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, heads, tokens, 8, generator=draw) for heads, tokens in ((6, 1), (2, 5), (2, 5)))
+    module = SimpleNamespace(num_key_value_groups=3)
+    for mask in (None, torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]], dtype=torch.bool)[:, None, None]):
+        expected = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)[0]
+        torch.testing.assert_close(attention(module, query, key, value, mask, scaling=0.3)[0], expected)
 
 
 def minibatch(size: int, prompt: int, longest: int) -> Minibatch:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..types import ConfigError
 from .adapters import LoRA, add_adapters, merged_weights
-from .packing import Cost, pack
+from .attention import NAME, use_attention
+from .packing import pack
 from .saved_weights import SavedWeights
 from .scoring import Compare, Scores, compare_distributions, head_logits, token_logprobs
 from .tiny import TinyModel, tiny_config, tiny_tokenizer
@@ -78,6 +79,8 @@ class CausalLM(nn.Module):
                 f"the head of {type(hf).__name__} has {' and '.join(rescaled) or 'a bias'}; "
                 "expected a plain linear head without bias: choose another model"
             )
+        if self.packs:
+            use_attention(hf)
 
     @classmethod
     def load(cls, source: str | TinyModel, dtype: torch.dtype = torch.float32) -> CausalLM:
@@ -264,29 +267,25 @@ class CausalLM(nn.Module):
     def _hidden(self, tokens: Tensor, keep: Tensor) -> Tensor:
         if keep[:, 0].any():
             raise ValueError("keep marks the first token of a row; expected only tokens that another one precedes")
-        packing = pack(tokens, keep, self._cost) if self.packs else None
+        packing = pack(tokens, keep) if self.packs else None
         if packing is None:
             states = self.hf.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
             return states[keep[:, 1:]]
         states = self.hf.base_model(
-            input_ids=tokens.flatten()[packing.source],
-            position_ids=packing.positions,
-            attention_mask=packing.mask(),
+            input_ids=tokens.flatten()[packing.source][None],
+            position_ids=packing.positions[None],
+            attention_mask=packing.rows[None, None],  # so that transformers makes none
+            packing=packing,
             use_cache=False,
         ).last_hidden_state
-        return states.flatten(0, 1)[packing.places]
+        return states[0, packing.places]
 
     @cached_property
     def packs(self) -> bool:
         """What rows have in common can be computed once."""
         config = self.hf.config
         whole = {"full_attention"}.issuperset(getattr(config, "layer_types", None) or ())
-        return config.model_type in PACKABLE and whole and config._attn_implementation == "sdpa"
-
-    @cached_property
-    def _cost(self) -> Cost:
-        layers = self.hf.get_decoder().layers
-        return Cost(2.0 * sum(p.numel() for p in layers.parameters()), 4.0 * len(layers) * self.hf.config.hidden_size)
+        return config.model_type in PACKABLE and whole and config._attn_implementation in ("sdpa", NAME)
 
 
 def _fill(weights: Iterable[Tensor], saved: SavedWeights, names: Mapping[int, str]) -> None:

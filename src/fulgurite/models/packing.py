@@ -1,140 +1,75 @@
-"""Rows that begin alike, laid out so that what they share is computed once.
+"""Rows without their padding, in which what rows begin with in common is there once.
 
-The completions of a prompt are scored in one row behind one copy of it: the prompt, the first completion, the second, and so
-on. A completion sees the prompt and itself, at the positions it had in a row of its own, so its hidden states are the same.
-Fewer tokens go through the layers, and hardly one is padding; in exchange attention looks at all pairs of the longer row.
+What acts on each token by itself, nearly all of a model, sees one line of the tokens that matter: a prompt once, then what each
+of its completions has of its own. Attention alone sees rows: queries, keys and values are copied from the line to where they
+stand in their rows, and the answers back. A completion so sees its prompt and itself, as in a row of its own.
 
-Letters: N rows of L tokens, K of them kept; R packed rows of W tokens.
+Letters: N rows of L tokens, K of them kept; U tokens in the line; R rows of T tokens in attention.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-SHARED, PADDING = 0, -1
-MASKED_PAIR = {"cuda": 2.0}
-"""Cost of a pair under a mask, in that of a pair of plain causal attention: kernels with a mask are slower on a GPU."""
+from torch.nn.functional import embedding
 
 
-class Cost(NamedTuple):
-    """Operations of a forward pass: `token` per token in the layers, `pair` per pair of tokens in attention."""
-
-    token: float
-    pair: float
-
-
-@dataclass(frozen=True)
-class Packing:
-    """Where each token of the packed rows comes from, and where the states of the kept tokens are.
+class Packing(NamedTuple):
+    """The line, and where its tokens are in rows.
 
     Attributes:
-        source: (R, W) int64, places in the flattened (N, L) tokens.
-        positions: (R, W) int64, of the tokens in their own rows.
-        part: (R, W) int64: `SHARED`, the number of a completion from 1, or `PADDING`.
-        places: (K,) int64, places in the flattened (R, W) states of those that predict the kept tokens, in the order of `keep`.
+        source: (U,) int64, places in the flattened (N, L) tokens.
+        positions: (U,) int64, of the tokens in their rows.
+        rows: (R, T) int64, places in the line; what follows the end of a row is 0, which nothing before it sees.
+        homes: (U,) int64, a place in the flattened (R, T) of each token of the line.
+        places: (K,) int64, places in the line of those that predict the kept tokens, in the row-major order of `keep`.
     """
 
     source: Tensor
     positions: Tensor
-    part: Tensor
+    rows: Tensor
+    homes: Tensor
     places: Tensor
 
-    def mask(self) -> Tensor:
-        """(R, 1, W, W) bool: what each token sees, itself at the least."""
-        seen = (self.part[:, :, None] == self.part[:, None, :]) | (self.part == SHARED)[:, None, :]
-        return seen.tril_()[:, None]
+    def apart(self, states: Tensor) -> Tensor:
+        """(R, heads, T, width) of the line's (1, heads, U, width)."""
+        heads, _, width = states.shape[1:]
+        return embedding(self.rows, states[0].transpose(0, 1).flatten(1)).unflatten(-1, (heads, width)).transpose(1, 2)
+
+    def together(self, states: Tensor) -> Tensor:
+        """(1, U, heads, width) of the rows' (R, T, heads, width)."""
+        return embedding(self.homes, states.flatten(0, 1).flatten(1)).unflatten(-1, states.shape[2:])[None]
 
 
-class _Row(NamedTuple):
-    """A row's first and last kept token; its tokens from the first up to the last, which predicts nothing, are its own."""
+def pack(tokens: Tensor, keep: Tensor) -> Packing | None:
+    """The line of the rows that have a kept token; None where it is hardly shorter than the rows.
 
-    number: int
-    first: int
-    last: int
-
-    @property
-    def rest(self) -> int:
-        return self.last - self.first
-
-
-def pack(tokens: Tensor, keep: Tensor, cost: Cost) -> Packing | None:
-    """The cheapest layout of rows that share what is before their first kept token; None where rows of their own are as cheap.
+    Rows share what is before their first kept token, where that is the same.
 
     Args:
         tokens: (N, L) int64, right-padded. keep: (N, L) bool, the tokens to score.
     """
-    masked = cost.pair * MASKED_PAIR.get(tokens.device.type, 1.0)
-    groups = _groups(tokens.cpu(), keep.cpu())
-    length = tokens.shape[1]
-    plain = len(tokens) * (length - 1) * (cost.token + cost.pair * length / 2)
-    best, chosen = 0.95 * plain, None
-    for width in _widths(groups):
-        bins = _fill(groups, width)
-        widest = max(rows[0].first + sum(row.rest for row in rows) for rows in bins)
-        spent = len(bins) * widest * (cost.token + masked * widest)
-        if spent < best:
-            best, chosen = spent, (bins, widest)
-    return chosen and _lay_out(*chosen, keep.cpu(), tokens.device)
-
-
-def _groups(tokens: Tensor, keep: Tensor) -> list[list[_Row]]:
-    """Rows with a kept token, those of one beginning together."""
+    device, length = tokens.device, tokens.shape[1]
+    tokens, keep = tokens.cpu(), keep.cpu()
     first = keep.int().argmax(1).tolist()
-    last = (keep.shape[1] - 1 - keep.flip(1).int().argmax(1)).tolist()
-    groups = defaultdict(list)
-    for number, row in enumerate(tokens.tolist()):
-        if keep[number, first[number]]:
-            groups[tuple(row[: first[number]])].append(_Row(number, first[number], last[number]))
-    return list(groups.values())
-
-
-def _widths(groups: list[list[_Row]]) -> list[int]:
-    """Widths to try: from the longest row, doubled, up to the largest group."""
-    if not groups:
-        return []
-    width = max(row.last for rows in groups for row in rows)
-    largest = max(rows[0].first + sum(row.rest for row in rows) for rows in groups)
-    widths = []
-    while width < largest:
-        widths.append(width)
-        width *= 2
-    return [*widths, largest]
-
-
-def _fill(groups: list[list[_Row]], width: int) -> list[list[_Row]]:
-    """The rows of each group, as many in a packed row as fit."""
-    bins = []
-    for rows in groups:
-        free = -1
-        for row in rows:
-            if row.rest > free:
-                bins.append([])
-                free = width - row.first
-            bins[-1].append(row)
-            free -= row.rest
-    return bins
-
-
-def _lay_out(bins: list[list[_Row]], width: int, keep: Tensor, device: torch.device) -> Packing:
-    length = keep.shape[1]
-    source = torch.zeros(len(bins), width, dtype=torch.int64)
-    part = torch.full_like(source, PADDING)
-    place = torch.zeros(keep.shape, dtype=torch.int64)
-    for i, rows in enumerate(bins):
-        shared = rows[0].first
-        source[i, :shared] = torch.arange(shared) + rows[0].number * length
-        part[i, :shared] = SHARED
-        end = shared
-        for turn, row in enumerate(rows, start=1):
-            begin, end = end, end + row.rest
-            source[i, begin:end] = torch.arange(row.first, row.last) + row.number * length
-            part[i, begin:end] = turn
-            place[row.number, row.first] = i * width + shared - 1
-            place[row.number, row.first + 1 : row.last + 1] = torch.arange(begin, end) + i * width
-    parts = source, source % length, part, place[keep]
-    return Packing(*(tensor.to(device) for tensor in parts))
+    last = (length - 1 - keep.flip(1).int().argmax(1)).tolist()
+    used = keep.any(1).nonzero().flatten().tolist()
+    longest = max((last[number] for number in used), default=0)
+    rows = torch.zeros(len(used), longest, dtype=torch.int64)
+    source, homes, starts, size = [], [], {}, 0
+    for i, number in enumerate(used):
+        begin, end = first[number], last[number]
+        start = starts.setdefault(tokens[number, :begin].numpy().tobytes(), size)
+        new = torch.arange(0 if start == size else begin, end)
+        rows[i, :begin] = torch.arange(start, start + begin)
+        rows[i, new] = torch.arange(size, size + len(new))
+        source.append(new + number * length)
+        homes.append(new + i * longest)
+        size += len(new)
+    if size > 0.95 * len(tokens) * (length - 1) or not used:
+        return None
+    source, homes = torch.cat(source), torch.cat(homes)
+    places = rows[keep[used, 1 : longest + 1]]
+    return Packing(*(part.to(device) for part in (source, source % length, rows, homes, places)))

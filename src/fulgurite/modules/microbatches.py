@@ -29,10 +29,12 @@ def split_by_tokens(rows: Minibatch, tokens_per_microbatch: int, packs: bool = F
     order = by_length[torch.argsort(group[by_length], stable=True)]
     order = order[torch.argsort(longest[order], descending=True, stable=True)]
     together = _cut(order, lengths, tokens_per_microbatch)
-    padded = sum(len(part) * int(lengths[part].max()) for part in apart)
     prompt = prompts.sum(1)
-    packed = sum(int((lengths - prompt)[part].sum() + _of_each(group[part], prompt[part])) for part in together)
-    return together if packed < 0.8 * padded else apart
+
+    def computed(parts: list[Tensor]) -> int:
+        return sum(int((lengths - prompt)[part].sum() + _of_each(group[part], prompt[part])) for part in parts)
+
+    return together if computed(together) < 0.8 * computed(apart) else apart
 
 
 def _cut(order: Tensor, lengths: Tensor, budget: int) -> list[Tensor]:

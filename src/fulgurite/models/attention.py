@@ -1,0 +1,48 @@
+"""The attention of models whose tokens see all before them: over packed rows, and in decoding over keys that heads share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from .packing import Packing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAME = "fulgurite"
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packing: Packing | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """An attention function as transformers calls it; with a packing, of the states of its line, and then it reads no mask."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if packing is not None:
+        query, key, value = (packing.apart(states) for states in (query, key, value))
+        return packing.together(sdpa_attention_forward(module, query, key, value, None, **kwargs)[0]), None
+    if query.shape[2] > 1:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    heads_of_a_key = query.reshape(len(query), key.shape[1], -1, query.shape[3])
+    answers = scaled_dot_product_attention(
+        heads_of_a_key, key, value, attention_mask, kwargs.get("dropout", 0.0), scale=kwargs["scaling"]
+    )
+    return answers.flatten(1, 2)[:, None], None
+
+
+def use_attention(hf: PreTrainedModel) -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    hf.set_attn_implementation(NAME)
