@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -40,6 +41,14 @@ from fulgurite.modules.latent_reasoning import LatentReasoning  # noqa: E402
 from fulgurite.parallel import FSDP2Strategy  # noqa: E402
 from tiny import TINY, EvenDigits, OptimizerSpec, tiny_benchmarks, tiny_data, tiny_trainer  # noqa: E402
 
+for late in (
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp",
+    "torch.profiler",
+    "transformers.generation.configuration_utils",
+    "transformers.models.qwen2.modeling_qwen2",
+):
+    import_module(late)  # once here, not in each run
 ROUNDS = 3
 
 
