@@ -49,7 +49,7 @@ BREAKS = (
         "models/packing.py",
         "starts.setdefault(tokens[number, :begin].numpy().tobytes(), size)",
         "starts.setdefault(begin, size)",
-        "tests/test_packing.py::test_packed_rows_give_the_numbers_of_rows_apart[0-qwen2]",
+        "tests/test_packing.py::test_packed_rows_give_the_numbers_of_rows_apart[0-False-qwen2]",
     ),
     Break(
         "packed state one token late",
