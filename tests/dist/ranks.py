@@ -16,7 +16,6 @@ warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
 from tabular import Recorder  # noqa: E402
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm  # noqa: E402
 
 from forking import run_forked  # noqa: E402
 from fulgurite.callbacks.codistillation import CoDistillation  # noqa: E402
@@ -143,14 +142,8 @@ class RankRecorder(Recorder):
         self.rows.append([tuple(row[:length].tolist()) for row, length in zip(batch.tokens, batch.lengths(), strict=True)])
 
 
-def exact_norm(norm: Qwen2RMSNorm, hidden: torch.Tensor) -> torch.Tensor:
-    """As transformers', which rounds to float32 in between: in another layout of packed rows the last bits fall otherwise."""
-    return norm.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
-
-
 def compute_in_float64() -> None:
     CausalLM.load = partial(CausalLM.load, dtype=torch.float64)
-    Qwen2RMSNorm.forward = exact_norm
 
 
 def work(case: str, ranks: int, strategy: str) -> None:

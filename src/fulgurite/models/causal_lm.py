@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..types import ConfigError
 from .adapters import LoRA, add_adapters, merged_weights
-from .attention import NAME, use_attention
+from .layers import NAME, use_torch_layers
 from .packing import pack
 from .saved_weights import SavedWeights
 from .scoring import Compare, Scores, compare_distributions, head_logits, token_logprobs
@@ -80,7 +80,7 @@ class CausalLM(nn.Module):
                 "expected a plain linear head without bias: choose another model"
             )
         if self.packs:
-            use_attention(hf)
+            use_torch_layers(hf)
 
     @classmethod
     def load(cls, source: str | TinyModel, dtype: torch.dtype = torch.float32) -> CausalLM:

@@ -1,4 +1,8 @@
-"""The attention of models whose tokens see all before them: over packed rows, and in decoding over keys that heads share."""
+"""Parts of the models of transformers that torch's own functions compute with less work, or exactly.
+
+Attention: over packed rows, and in decoding over keys that heads share. Norms: one function in place of seven, which a float64
+model takes in float64.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +43,17 @@ def attention(
     return answers.flatten(1, 2)[:, None], None
 
 
-def use_attention(hf: PreTrainedModel) -> None:
+def use_torch_layers(hf: PreTrainedModel) -> None:
+    """Gives a model `attention` and torch's norms; its weights and their names stay."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     hf.set_attn_implementation(NAME)
+    for module in list(hf.modules()):
+        for name, child in module.named_children():
+            if hasattr(child, "variance_epsilon"):
+                norm = nn.RMSNorm(child.weight.shape, child.variance_epsilon, elementwise_affine=False)
+                norm.weight = child.weight
+                setattr(module, name, norm)
