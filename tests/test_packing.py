@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fulgurite.models import packing as packing_module
 from fulgurite.models.causal_lm import CausalLM
 from fulgurite.models.layers import attention
 from fulgurite.models.packing import pack
@@ -42,9 +43,15 @@ def scored(lm: CausalLM, tokens, keep, packs: bool, weights):
     return scores.logprobs.detach(), scores.entropy, [p.grad.clone() for p in lm.parameters()]
 
 
+WHOLE, PARTED = 1e9, 0.0
+ways = pytest.mark.parametrize("way", [WHOLE, PARTED])
+
+
+@ways
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
 @pytest.mark.parametrize(("seed", "recomputes"), [(0, False), (1, False), (2, True)])
-def test_packed_rows_give_the_numbers_of_rows_apart(architecture, seed, recomputes):
+def test_packed_rows_give_the_numbers_of_rows_apart(architecture, seed, recomputes, way, monkeypatch):
+    monkeypatch.setitem(packing_module.MASKED_PAIR, "cpu", way)
     lm, (tokens, keep) = model(architecture), ragged_rows(3, 5, seed)
     assert lm.packs and pack(tokens, keep) is not None
     weights = torch.randn(keep.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -59,7 +66,9 @@ def test_packed_rows_give_the_numbers_of_rows_apart(architecture, seed, recomput
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def test_a_completion_sees_no_other_and_no_padding():
+@ways
+def test_a_completion_sees_no_other_and_no_padding(way, monkeypatch):
+    monkeypatch.setitem(packing_module.MASKED_PAIR, "cpu", way)
     lm, (tokens, keep) = model(), ragged_rows(2, 4, 1)
     before = lm.score(tokens, keep).logprobs
     changed = tokens.clone()
@@ -70,10 +79,13 @@ def test_a_completion_sees_no_other_and_no_padding():
     assert (before[0] - after[0])[keep[0]].abs().max() > 1e-3
 
 
+@ways
 @pytest.mark.parametrize("seed", range(4))
-def test_each_token_is_laid_out_once(seed):
+def test_each_token_is_laid_out_once_and_asks_what_is_before_it_in_its_row(seed, way, monkeypatch):
+    monkeypatch.setitem(packing_module.MASKED_PAIR, "cpu", way)
     tokens, keep = ragged_rows(4, 6, seed)
     packing = pack(tokens, keep)
+    assert len(packing.attentions) == (2 if way == PARTED else 1)
     assert torch.equal(packing.positions, packing.source % 20)
     assert len(packing.source.unique()) == len(packing.source)
     first, last = keep.int().argmax(1), 19 - keep.flip(1).int().argmax(1)
@@ -81,11 +93,26 @@ def test_each_token_is_laid_out_once(seed):
     starts = {tuple(row[:begin].tolist()) for row, begin in zip(tokens[used], first[used], strict=True)}
     assert len(packing.source) == sum(map(len, starts)) + int((last - first)[used].sum())
     line = tokens.flatten()[packing.source]
-    assert torch.equal(packing.rows.flatten()[packing.homes], torch.arange(len(line))), "each goes where it comes from"
-    for row, places, end in zip(tokens[used], packing.rows, last[used], strict=True):
-        assert torch.equal(line[places[:end]], row[:end]) and not places[end:].any()
+    asks = [(place, asked[row], row, mask, t) for askers, asked, mask in packing.attentions
+            for row, places in enumerate(askers) for t, place in enumerate(places)]  # fmt: skip
+    for place, home in enumerate(packing.homes):
+        asker, asked, row, mask, t = asks[home]
+        seen = asked[: t + 1] if mask is None else asked[mask[row, 0, t]]
+        position, number = int(packing.positions[place]), int(packing.source[place]) // 20
+        assert asker == place
+        assert torch.equal(packing.positions[seen], torch.arange(position + 1))
+        assert torch.equal(line[seen], tokens[number, : position + 1])
     wanted = [(tokens[row, t - 1], t - 1) for row, t in keep.nonzero().tolist()]
     assert list(zip(line[packing.places], packing.positions[packing.places], strict=True)) == wanted
+
+
+def test_a_long_prompt_answers_once():
+    tokens = torch.arange(3, 13).repeat(16, 7)[:, :70]
+    tokens[:, 60:] = torch.arange(160).reshape(16, 10)
+    keep = (torch.arange(70) >= 60).expand(16, 70)
+    shapes = [(tuple(asking.askers.shape), tuple(asking.asked.shape)) for asking in pack(tokens, keep).attentions]
+    assert shapes == [((1, 60), (1, 60)), ((16, 9), (16, 69))]
+    assert len(pack(tokens[:, 55:], keep[:, 55:]).attentions) == 1
 
 
 def test_nothing_is_packed_where_hardly_a_token_is_saved():

@@ -274,7 +274,7 @@ class CausalLM(nn.Module):
         states = self.hf.base_model(
             input_ids=tokens.flatten()[packing.source][None],
             position_ids=packing.positions[None],
-            attention_mask=packing.rows[None, None],  # so that transformers makes none
+            attention_mask=packing.homes[None, None, None],  # so that transformers makes none
             packing=packing,
             use_cache=False,
         ).last_hidden_state

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 
-from .packing import Packing
+from .packing import Packing, spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,8 +33,11 @@ def attention(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if packing is not None:
-        query, key, value = (packing.apart(states) for states in (query, key, value))
-        return packing.together(sdpa_attention_forward(module, query, key, value, None, **kwargs)[0]), None
+        answers = []
+        for askers, asked, mask in packing.attentions:
+            rows = spread(query, askers), spread(key, asked), spread(value, asked)
+            answers.append(sdpa_attention_forward(module, *rows, mask, **kwargs)[0].flatten(0, 1))
+        return embedding(packing.homes, torch.cat(answers).flatten(1)).unflatten(-1, answers[0].shape[1:])[None], None
     if query.shape[2] > 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     heads_of_a_key = query.reshape(len(query), key.shape[1], -1, query.shape[3])

@@ -2,9 +2,10 @@
 
 What acts on each token by itself, nearly all of a model, sees one line of the tokens that matter: a prompt once, then what each
 of its completions has of its own. Attention alone sees rows: queries, keys and values are copied from the line to where they
-stand in their rows, and the answers back. A completion so sees its prompt and itself, as in a row of its own.
+stand in their rows, and the answers back. A completion so sees its prompt and itself, as in a row of its own. Where a prompt is
+long, it answers once too, and a completion only asks.
 
-Letters: N rows of L tokens, K of them kept; U tokens in the line; R rows of T tokens in attention.
+Letters: N rows of L tokens, K of them kept; U tokens in the line; in one attention R rows of T tokens that ask S tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +16,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+MASKED_PAIR = {"cuda": 4.0}
+"""Cost of a pair of tokens under a mask, in that of plain causal attention: on a GPU kernels with a mask are slower."""
+
+
+class Asking(NamedTuple):
+    """Rows of one attention, as places in the line. Some place of the line is in what follows the end of a row; its answer is
+    not read.
+
+    Attributes:
+        askers: (R, T) int64. asked: (R, S) int64.
+        mask: (R, 1, T, S) bool, who sees whom; None where `askers` are those asked and see themselves and all before them.
+    """
+
+    askers: Tensor
+    asked: Tensor
+    mask: Tensor | None
+
 
 class Packing(NamedTuple):
     """The line, and where its tokens are in rows.
@@ -22,25 +40,22 @@ class Packing(NamedTuple):
     Attributes:
         source: (U,) int64, places in the flattened (N, L) tokens.
         positions: (U,) int64, of the tokens in their rows.
-        rows: (R, T) int64, places in the line; what follows the end of a row is 0, which nothing before it sees.
-        homes: (U,) int64, a place in the flattened (R, T) of each token of the line.
+        attentions: what is computed one after the other.
+        homes: (U,) int64, the place of each token of the line in the flattened (R, T) of all attentions laid end to end.
         places: (K,) int64, places in the line of those that predict the kept tokens, in the row-major order of `keep`.
     """
 
     source: Tensor
     positions: Tensor
-    rows: Tensor
+    attentions: list[Asking]
     homes: Tensor
     places: Tensor
 
-    def apart(self, states: Tensor) -> Tensor:
-        """(R, heads, T, width) of the line's (1, heads, U, width)."""
-        heads, _, width = states.shape[1:]
-        return embedding(self.rows, states[0].transpose(0, 1).flatten(1)).unflatten(-1, (heads, width)).transpose(1, 2)
 
-    def together(self, states: Tensor) -> Tensor:
-        """(1, U, heads, width) of the rows' (R, T, heads, width)."""
-        return embedding(self.homes, states.flatten(0, 1).flatten(1)).unflatten(-1, states.shape[2:])[None]
+def spread(states: Tensor, places: Tensor) -> Tensor:
+    """(R, heads, T, width) states of a line (1, heads, U, width) at places (R, T)."""
+    heads, _, width = states.shape[1:]
+    return embedding(places, states[0].transpose(0, 1).flatten(1)).unflatten(-1, (heads, width)).transpose(1, 2)
 
 
 def pack(tokens: Tensor, keep: Tensor) -> Packing | None:
@@ -53,23 +68,50 @@ def pack(tokens: Tensor, keep: Tensor) -> Packing | None:
     """
     device, length = tokens.device, tokens.shape[1]
     tokens, keep = tokens.cpu(), keep.cpu()
-    first = keep.int().argmax(1).tolist()
-    last = (length - 1 - keep.flip(1).int().argmax(1)).tolist()
-    used = keep.any(1).nonzero().flatten().tolist()
-    longest = max((last[number] for number in used), default=0)
-    rows = torch.zeros(len(used), longest, dtype=torch.int64)
-    source, homes, starts, size = [], [], {}, 0
-    for i, number in enumerate(used):
-        begin, end = first[number], last[number]
-        start = starts.setdefault(tokens[number, :begin].numpy().tobytes(), size)
-        new = torch.arange(0 if start == size else begin, end)
-        rows[i, :begin] = torch.arange(start, start + begin)
-        rows[i, new] = torch.arange(size, size + len(new))
-        source.append(new + number * length)
-        homes.append(new + i * longest)
-        size += len(new)
-    if size > 0.95 * len(tokens) * (length - 1) or not used:
+    used = keep.any(1).nonzero().flatten()
+    if not len(used):
         return None
-    source, homes = torch.cat(source), torch.cat(homes)
-    places = rows[keep[used, 1 : longest + 1]]
-    return Packing(*(part.to(device) for part in (source, source % length, rows, homes, places)))
+    first = keep[used].int().argmax(1)
+    last = length - 1 - keep[used].flip(1).int().argmax(1)
+    rows = torch.zeros(len(used), int(last.max()), dtype=torch.int64)
+    source, starts, fresh, size = [], {}, [], 0
+    for row, number, begin, end in zip(rows, used.tolist(), first.tolist(), last.tolist(), strict=True):
+        start = starts.setdefault(tokens[number, :begin].numpy().tobytes(), size)
+        fresh.append(0 if start == size else begin)
+        new = torch.arange(fresh[-1], end)
+        row[:begin] = torch.arange(start, start + begin)
+        row[new] = torch.arange(size, size + len(new))
+        source.append(new + number * length)
+        size += len(new)
+    if size > 0.95 * len(tokens) * (length - 1):
+        return None
+    attentions, read = zip(*_attentions(rows, first, last, torch.tensor(fresh), MASKED_PAIR.get(device.type, 1.0)), strict=True)
+    homes = torch.zeros(size, dtype=torch.int64)
+    answered = torch.cat([asking.askers[which] for asking, which in zip(attentions, read, strict=True)])
+    homes[answered] = torch.cat([which.flatten() for which in read]).nonzero().flatten()
+    source, places = torch.cat(source), rows[keep[used, 1 : rows.shape[1] + 1]]
+    attentions = [Asking(*(part if part is None else part.to(device) for part in asking)) for asking in attentions]
+    return Packing(source.to(device), (source % length).to(device), attentions, homes.to(device), places.to(device))
+
+
+def _attentions(rows: Tensor, first: Tensor, last: Tensor, fresh: Tensor, masked_pair: float) -> list[tuple[Asking, Tensor]]:
+    """The cheaper of two ways, each attention with the (R, T) askers whose answers are read: whole rows; or what rows begin
+    with, and then their rest.
+
+    Args:
+        rows: (R, S) places in the line. first, last: (R,) of the kept tokens. fresh: (R,) the first place no row before has.
+    """
+    position, rest, begins = torch.arange(rows.shape[1]), last - first, fresh == 0
+    beginning, longest_rest = int(first.max()), int(rest.max())
+    whole = len(rows) * rows.shape[1] ** 2 / 2
+    parted = int(begins.sum()) * beginning**2 / 2 + masked_pair * len(rows) * longest_rest * rows.shape[1]
+    if whole <= parted or not longest_rest:
+        return [(Asking(rows, rows, None), (position >= fresh[:, None]) & (position < last[:, None]))]
+    step = torch.arange(longest_rest)
+    own = first[:, None] + step
+    shared = rows[begins, :beginning]
+    askers = rows.gather(1, own.clamp(max=len(position) - 1))
+    return [
+        (Asking(shared, shared, None), position[:beginning] < first[begins, None]),
+        (Asking(askers, rows, (position <= own[:, :, None])[:, None]), step < rest[:, None]),
+    ]
