@@ -43,15 +43,14 @@ def scored(lm: CausalLM, tokens, keep, packs: bool, weights):
     return scores.logprobs.detach(), scores.entropy, [p.grad.clone() for p in lm.parameters()]
 
 
-WHOLE, PARTED = 1e9, 0.0
-ways = pytest.mark.parametrize("way", [WHOLE, PARTED])
+ways = pytest.mark.parametrize("way", [packing_module.whole, packing_module.parted, packing_module.grouped])
 
 
 @ways
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
 @pytest.mark.parametrize(("seed", "recomputes"), [(0, False), (1, False), (2, True)])
 def test_packed_rows_give_the_numbers_of_rows_apart(architecture, seed, recomputes, way, monkeypatch):
-    monkeypatch.setitem(packing_module.MASKED_PAIR, "cpu", way)
+    monkeypatch.setattr(packing_module, "cheapest", lambda *_: way)
     lm, (tokens, keep) = model(architecture), ragged_rows(3, 5, seed)
     assert lm.packs and pack(tokens, keep) is not None
     weights = torch.randn(keep.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -68,7 +67,7 @@ def test_packed_rows_give_the_numbers_of_rows_apart(architecture, seed, recomput
 
 @ways
 def test_a_completion_sees_no_other_and_no_padding(way, monkeypatch):
-    monkeypatch.setitem(packing_module.MASKED_PAIR, "cpu", way)
+    monkeypatch.setattr(packing_module, "cheapest", lambda *_: way)
     lm, (tokens, keep) = model(), ragged_rows(2, 4, 1)
     before = lm.score(tokens, keep).logprobs
     changed = tokens.clone()
@@ -82,10 +81,10 @@ def test_a_completion_sees_no_other_and_no_padding(way, monkeypatch):
 @ways
 @pytest.mark.parametrize("seed", range(4))
 def test_each_token_is_laid_out_once_and_asks_what_is_before_it_in_its_row(seed, way, monkeypatch):
-    monkeypatch.setitem(packing_module.MASKED_PAIR, "cpu", way)
+    monkeypatch.setattr(packing_module, "cheapest", lambda *_: way)
     tokens, keep = ragged_rows(4, 6, seed)
     packing = pack(tokens, keep)
-    assert len(packing.attentions) == (2 if way == PARTED else 1)
+    assert len(packing.attentions) == (2 if way is packing_module.parted else 1)
     assert torch.equal(packing.positions, packing.source % 20)
     assert len(packing.source.unique()) == len(packing.source)
     first, last = keep.int().argmax(1), 19 - keep.flip(1).int().argmax(1)
@@ -106,13 +105,19 @@ def test_each_token_is_laid_out_once_and_asks_what_is_before_it_in_its_row(seed,
     assert list(zip(line[packing.places], packing.positions[packing.places], strict=True)) == wanted
 
 
-def test_a_long_prompt_answers_once():
-    tokens = torch.arange(3, 13).repeat(16, 7)[:, :70]
-    tokens[:, 60:] = torch.arange(160).reshape(16, 10)
-    keep = (torch.arange(70) >= 60).expand(16, 70)
-    shapes = [(tuple(asking.askers.shape), tuple(asking.asked.shape)) for asking in pack(tokens, keep).attentions]
-    assert shapes == [((1, 60), (1, 60)), ((16, 9), (16, 69))]
-    assert len(pack(tokens[:, 55:], keep[:, 55:]).attentions) == 1
+@pytest.mark.parametrize(
+    ("prompt", "completion", "size", "shapes"),
+    [
+        (256, 32, 16, [(4, 256, 256), (64, 31, 287)]),  # prompts once
+        (20, 128, 16, [(64, 147, 147)]),  # rows
+        (10, 5, 8, [(4, 42, 42)]),  # all of a prompt in a row
+    ],
+)
+def test_the_way_with_least_work_is_taken(prompt, completion, size, shapes):
+    tokens = torch.randint(0, 99, (4, prompt), generator=torch.Generator().manual_seed(0)).repeat_interleave(size, 0)
+    tokens = torch.cat([tokens, torch.zeros(4 * size, completion, dtype=torch.int64)], 1)
+    keep = (torch.arange(prompt + completion) >= prompt).expand(tokens.shape)
+    assert [(*asking.askers.shape, asking.asked.shape[1]) for asking in pack(tokens, keep).attentions] == shapes
 
 
 def test_nothing_is_packed_where_hardly_a_token_is_saved():

@@ -1,5 +1,5 @@
-"""A run that tells what happens in it and can be killed at any of these points; `python killable.py CASE FOLDER` prints a
-verdict per kill point as JSON. See test_resume.py."""
+"""A run that tells what happens in it and can be killed at any of these points. `python killable.py` reads lines of JSON,
+[case, folder], and answers each with a line: a list with a verdict per kill point. See test_resume.py."""
 
 import hashlib
 import json
@@ -302,8 +302,8 @@ def kill_at_random(root: Path, moments: int, **settings: object) -> list[dict]:
     statuses = run_forked(fit, reference, **settings)
     took = time.monotonic() - begin
     verdicts, draw = [{"place": "reference", "wrong": [] if statuses == [0] else [f"ended with {statuses}"]}], random.Random(7)
-    while len(verdicts) <= moments:
-        folder, killed, after = root / f"run-{len(verdicts)}", 0, []
+    for attempt in range(3 * moments):  # a run may end before its first moment
+        folder, killed, after = root / f"run-{attempt}", 0, []
         while killed < 3 and len(verdicts) + killed <= moments:
             after.append(round(draw.uniform(took / 3, took), 3))  # before it, a run only sets itself up
             if run_forked(fit, folder, kill_after_s=after[-1], **settings) == [0]:
@@ -421,19 +421,19 @@ CASES: dict[str, tuple[dict, list[str]]] = {
 }  # fmt: skip
 
 
-def main(case: str, root: Path) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets jobs in the background ignore it
+def verdicts_of(case: str, root: Path) -> list[dict]:
     if case == "random moments":
-        print(json.dumps(kill_at_random(root, 20, SHAPE="2x2", EVERY=1, EARLY=1)))
-        return
+        return kill_at_random(root, 20, SHAPE="2x2", EVERY=1, EARLY=1)
     settings, places = CASES[case]
     ranks = 2 if "STRATEGY" in settings else 1
     reference = root / "reference"
     status = run_forked(fit, reference, ranks, **settings)
     verdicts = [{"place": "reference", "wrong": [] if status == [0] * ranks else [f"ended with {status}"]}]
-    verdicts += [kill_and_resume(reference, place, ranks, **settings) for place in places]
-    print(json.dumps(verdicts))
+    return verdicts + [kill_and_resume(reference, place, ranks, **settings) for place in places]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]).resolve())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets jobs in the background ignore it
+    for line in sys.stdin:
+        case, folder = json.loads(line)
+        print(json.dumps(verdicts_of(case, Path(folder).resolve())), flush=True)

@@ -32,13 +32,27 @@ CASES = [
 ]
 
 
-def verdicts_of(case: str, folder: Path) -> list[dict]:
-    ran = subprocess.run([sys.executable, str(SCRIPT), case, str(folder)], capture_output=True, text=True, timeout=280)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    return json.loads(ran.stdout)
+@pytest.fixture(scope="module")
+def verdicts_of(tmp_path_factory):
+    """(case, folder) -> verdicts, of one process for all cases: it imports once and has no threads when it forks."""
+    errors = tmp_path_factory.mktemp("killable") / "errors"
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
+
+    def ask(case: str, folder: Path) -> list[dict]:
+        print(json.dumps([case, str(folder)]), file=process.stdin, flush=True)
+        answer = process.stdout.readline()
+        assert answer, errors.read_text()[-2000:]
+        return json.loads(answer)
+
+    yield ask
+    process.kill()
+    process.communicate()
 
 
-def test_a_run_killed_at_twenty_moments_drawn_at_random_resumes_to_the_same_bytes(tmp_path):
+def test_a_run_killed_at_twenty_moments_drawn_at_random_resumes_to_the_same_bytes(verdicts_of, tmp_path):
     verdicts = verdicts_of("random moments", tmp_path)
     assert len(verdicts) == 21
     assert [v for v in verdicts if v["wrong"]] == []
@@ -46,7 +60,7 @@ def test_a_run_killed_at_twenty_moments_drawn_at_random_resumes_to_the_same_byte
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_killed_run_resumes_to_the_same_bytes(case, tmp_path):
+def test_a_killed_run_resumes_to_the_same_bytes(case, verdicts_of, tmp_path):
     verdicts = verdicts_of(case, tmp_path)
     assert len(verdicts) > 1
     assert [v for v in verdicts if v["wrong"]] == []

@@ -2,22 +2,25 @@
 
 What acts on each token by itself, nearly all of a model, sees one line of the tokens that matter: a prompt once, then what each
 of its completions has of its own. Attention alone sees rows: queries, keys and values are copied from the line to where they
-stand in their rows, and the answers back. A completion so sees its prompt and itself, as in a row of its own. Where a prompt is
-long, it answers once too, and a completion only asks.
+stand in their rows, and the answers back. A completion so sees its prompt and itself, as in a row of its own. Where it is less
+work a prompt asks once too, or attention sees all completions of a prompt in one row.
 
 Letters: N rows of L tokens, K of them kept; U tokens in the line; in one attention R rows of T tokens that ask S tokens.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-MASKED_PAIR = {"cuda": 4.0}
-"""Cost of a pair of tokens under a mask, in that of plain causal attention: on a GPU kernels with a mask are slower."""
+ROW, ASKER, MASKED_PAIR = 1000.0, 100.0, defaultdict(lambda: 1.5, cuda=4.0)
+"""Costs of a row and of a token that asks, which do not depend on how many are asked, and of a pair of tokens under a mask, in
+that of a pair of plain causal attention: from times on a CPU with 4 heads of 32. On a GPU kernels with a mask are slower."""
 
 
 class Asking(NamedTuple):
@@ -74,18 +77,20 @@ def pack(tokens: Tensor, keep: Tensor) -> Packing | None:
     first = keep[used].int().argmax(1)
     last = length - 1 - keep[used].flip(1).int().argmax(1)
     rows = torch.zeros(len(used), int(last.max()), dtype=torch.int64)
-    source, starts, fresh, size = [], {}, [], 0
+    source, starts, begun, size = [], {}, [], 0
     for row, number, begin, end in zip(rows, used.tolist(), first.tolist(), last.tolist(), strict=True):
         start = starts.setdefault(tokens[number, :begin].numpy().tobytes(), size)
-        fresh.append(0 if start == size else begin)
-        new = torch.arange(fresh[-1], end)
+        begun.append(start)
+        new = torch.arange(0 if start == size else begin, end)
         row[:begin] = torch.arange(start, start + begin)
         row[new] = torch.arange(size, size + len(new))
         source.append(new + number * length)
         size += len(new)
     if size > 0.95 * len(tokens) * (length - 1):
         return None
-    attentions, read = zip(*_attentions(rows, first, last, torch.tensor(fresh), MASKED_PAIR.get(device.type, 1.0)), strict=True)
+    group = torch.tensor(begun).unique(return_inverse=True)[1]
+    asked = Rows(rows, first, last, group)
+    attentions, read = zip(*cheapest(asked, device.type)(asked), strict=True)
     homes = torch.zeros(size, dtype=torch.int64)
     answered = torch.cat([asking.askers[which] for asking, which in zip(attentions, read, strict=True)])
     homes[answered] = torch.cat([which.flatten() for which in read]).nonzero().flatten()
@@ -94,24 +99,68 @@ def pack(tokens: Tensor, keep: Tensor) -> Packing | None:
     return Packing(source.to(device), (source % length).to(device), attentions, homes.to(device), places.to(device))
 
 
-def _attentions(rows: Tensor, first: Tensor, last: Tensor, fresh: Tensor, masked_pair: float) -> list[tuple[Asking, Tensor]]:
-    """The cheaper of two ways, each attention with the (R, T) askers whose answers are read: whole rows; or what rows begin
-    with, and then their rest.
+class Rows(NamedTuple):
+    """What is asked: (R, S) places in the line; (R,) the first and last kept token, and which beginning a row has, from 0."""
 
-    Args:
-        rows: (R, S) places in the line. first, last: (R,) of the kept tokens. fresh: (R,) the first place no row before has.
-    """
-    position, rest, begins = torch.arange(rows.shape[1]), last - first, fresh == 0
-    beginning, longest_rest = int(first.max()), int(rest.max())
-    whole = len(rows) * rows.shape[1] ** 2 / 2
-    parted = int(begins.sum()) * beginning**2 / 2 + masked_pair * len(rows) * longest_rest * rows.shape[1]
-    if whole <= parted or not longest_rest:
-        return [(Asking(rows, rows, None), (position >= fresh[:, None]) & (position < last[:, None]))]
-    step = torch.arange(longest_rest)
-    own = first[:, None] + step
-    shared = rows[begins, :beginning]
-    askers = rows.gather(1, own.clamp(max=len(position) - 1))
+    places: Tensor
+    first: Tensor
+    last: Tensor
+    group: Tensor
+
+    def begins(self) -> Tensor:
+        """(R,) bool, the first row of each beginning."""
+        return torch.cat([torch.ones(1, dtype=torch.bool), self.group[1:] > self.group[:-1].cummax(0).values])
+
+
+def whole(rows: Rows) -> list[tuple[Asking, Tensor]]:
+    """Each row by itself. This and the other ways also tell whose answers are read, (R, T) bool for each attention."""
+    position, fresh = torch.arange(rows.places.shape[1]), torch.where(rows.begins(), 0, rows.first)
+    return [(Asking(rows.places, rows.places, None), (position >= fresh[:, None]) & (position < rows.last[:, None]))]
+
+
+def parted(rows: Rows) -> list[tuple[Asking, Tensor]]:
+    """What rows begin with, and then the rest of each."""
+    begins, rest = rows.begins(), rows.last - rows.first
+    position, step = torch.arange(rows.places.shape[1]), torch.arange(int(rest.max()))
+    own = rows.first[:, None] + step
+    shared = rows.places[begins, : int(rows.first.max())]
+    askers = rows.places.gather(1, own.clamp(max=len(position) - 1))
     return [
-        (Asking(shared, shared, None), position[:beginning] < first[begins, None]),
-        (Asking(askers, rows, (position <= own[:, :, None])[:, None]), step < rest[:, None]),
+        (Asking(shared, shared, None), position[: shared.shape[1]] < rows.first[begins, None]),
+        (Asking(askers, rows.places, (position <= own[:, :, None])[:, None]), step < rest[:, None]),
     ]
+
+
+def grouped(rows: Rows) -> list[tuple[Asking, Tensor]]:
+    """Rows that begin alike behind one copy of that."""
+    ends = [0] * int(rows.group.max() + 1)
+    places = torch.zeros(len(ends), _widest_group(rows), dtype=torch.int64)
+    part = torch.full_like(places, -1)  # 0 is what is shared
+    for number, (row, first, last, group) in enumerate(zip(*(column.tolist() for column in rows), strict=True), start=1):
+        if not ends[group]:
+            places[group, :first], part[group, :first], ends[group] = torch.tensor(row[:first]), 0, first
+        own = slice(ends[group], ends[group] + last - first)
+        places[group, own], part[group, own], ends[group] = torch.tensor(row[first:last], dtype=torch.int64), number, own.stop
+    seen = (part[:, :, None] == part[:, None, :]) | (part == 0)[:, None, :]
+    return [(Asking(places, places, seen.tril_()[:, None]), part >= 0)]
+
+
+def cheapest(rows: Rows, device: str) -> Callable[[Rows], list[tuple[Asking, Tensor]]]:
+    """The way that costs least on a kind of device."""
+
+    def cost(count: int, askers: int, pairs: float) -> float:
+        return count * (ROW + askers * (ASKER + pairs))
+
+    count, length = rows.places.shape
+    groups, beginning, rest = int(rows.group.max()) + 1, int(rows.first.max()), int((rows.last - rows.first).max())
+    masked, widest = MASKED_PAIR[device], _widest_group(rows)
+    costs = {
+        whole: cost(count, length, length / 2),
+        parted: cost(groups, beginning, beginning / 2) + cost(count, rest, masked * length),
+        grouped: cost(groups, widest, masked * widest),
+    }
+    return min(costs, key=costs.get) if rest else whole
+
+
+def _widest_group(rows: Rows) -> int:
+    return int((rows.first + torch.zeros_like(rows.last).scatter_add(0, rows.group, rows.last - rows.first)[rows.group]).max())
