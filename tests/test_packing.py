@@ -65,6 +65,20 @@ def test_packed_rows_give_the_numbers_of_rows_apart(architecture, seed, recomput
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
+def test_in_mixed_precision_packed_rows_give_what_transformers_layers_give(architecture, recwarn):
+    lm, (tokens, keep) = model(architecture).float(), ragged_rows(3, 5)
+    plain = type(lm.hf)(lm.hf.config)
+    plain.load_state_dict(lm.hf.state_dict())
+    reference = plain(tokens).logits.log_softmax(-1)[:, :-1].gather(2, tokens[:, 1:, None])[..., 0][keep[:, 1:]]
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = plain(tokens).logits.float().log_softmax(-1)[:, :-1].gather(2, tokens[:, 1:, None])[..., 0][keep[:, 1:]]
+        ours = lm.score(tokens, keep).logprobs[keep]
+    error, their_error = (ours - reference).abs().mean(), (theirs - reference).abs().mean()
+    assert 0 < error < 1.5 * their_error
+    assert not [str(warning.message) for warning in recwarn if "dtype" in str(warning.message)]
+
+
 @ways
 def test_a_completion_sees_no_other_and_no_padding(way, monkeypatch):
     monkeypatch.setattr(packing_module, "cheapest", lambda *_: way)

@@ -1,4 +1,7 @@
-"""What only a CUDA device can show. The tests of vLLM have not been run on CUDA by their authors; all others have."""
+"""What only a CUDA device can show.
+
+The tests of vLLM and of packed rows have not been run on CUDA by their authors; all others have.
+"""
 
 import copy
 
@@ -9,6 +12,7 @@ import torch
 from contracts.engine_contract import TOKENIZER, EngineContract, perturbed, random_prompts
 from fulgurite.engines.transformers_engine import TransformersEngine
 from fulgurite.engines.vllm_engine import VLLMEngine
+from fulgurite.models import packing
 from fulgurite.models.adapters import LoRA
 from fulgurite.models.causal_lm import CausalLM
 from fulgurite.models.tiny import TinyModel
@@ -152,13 +156,20 @@ def test_rounds_in_mixed_precision_move_the_weights(engine, request):
     assert 0 <= module.last_update["mismatch/logprob_gap_mean_nats"] < 0.05
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_scorer_gives_what_it_gives_on_the_cpu(temperature):
-    """Log-probabilities, entropies and gradients in float32."""
+WAYS = [None, packing.whole, packing.parted, packing.grouped]
+
+
+@pytest.mark.parametrize(("temperature", "way"), [(0.7, None), *((1.0, way) for way in WAYS)])
+def test_the_scorer_gives_what_it_gives_on_the_cpu(temperature, way, monkeypatch):
+    """Log-probabilities, entropies and gradients in float32; each way to lay out rows that begin alike, too."""
     reference = perturbed()
     model = on_device(reference)
     tokens = torch.randint(3, 48, (4, 60), generator=torch.Generator().manual_seed(1))
     keep = torch.arange(60)[None] >= torch.tensor([1, 5, 30, 59])[:, None]
+    if way:
+        monkeypatch.setattr(packing, "cheapest", lambda *_: way)
+        tokens[1, :20], keep[:2] = tokens[0, :20], torch.arange(60) >= 20
+        assert packing.pack(tokens, keep)
     weights = torch.randn(4, 60, generator=torch.Generator().manual_seed(2))
     scores = [m.score(tokens.to(d), keep.to(d), temperature) for m, d in ((reference, "cpu"), (model, DEVICE))]
     for name in ("logprobs", "entropy"):

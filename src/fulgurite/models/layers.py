@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 NAME = "fulgurite"
 
 
+class Norm(nn.RMSNorm):
+    """In mixed precision, of states in the dtype of its weight where that is the finer: the heads' come as bfloat16."""
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        super().__init__(weight.shape, eps, elementwise_affine=False)
+        self.weight = weight
+
+    def forward(self, states: Tensor) -> Tensor:
+        return super().forward(states.to(torch.promote_types(states.dtype, self.weight.dtype)))
+
+
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -33,7 +44,7 @@ def attention(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if packing is not None:
-        answers = []
+        query, key, answers = query.to(value.dtype), key.to(value.dtype), []
         for askers, asked, mask in packing.attentions:
             rows = spread(query, askers), spread(key, asked), spread(value, asked)
             answers.append(sdpa_attention_forward(module, *rows, mask, **kwargs)[0].flatten(0, 1))
@@ -58,6 +69,4 @@ def use_torch_layers(hf: PreTrainedModel) -> None:
     for module in list(hf.modules()):
         for name, child in module.named_children():
             if hasattr(child, "variance_epsilon"):
-                norm = nn.RMSNorm(child.weight.shape, child.variance_epsilon, elementwise_affine=False)
-                norm.weight = child.weight
-                setattr(module, name, norm)
+                setattr(module, name, Norm(child.weight, child.variance_epsilon))
