@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 import httpx
 
 from fulgurite.engines.weights import checksum
-from fulgurite.models.causal_lm import CausalLM, load_tokenizer
+from fulgurite.models.causal_lm import CausalLM
+from fulgurite.models.sources import load_tokenizer
 from fulgurite.models.tiny import TinyModel
 
 ROOT = Path(__file__).parents[1]

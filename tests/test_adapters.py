@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from fulgurite import cli
 from fulgurite.engines.vllm_engine import VLLMEngine
 from fulgurite.models.adapters import LoRA, adapter_weights
-from fulgurite.models.causal_lm import CausalLM, load_tokenizer
+from fulgurite.models.causal_lm import CausalLM
+from fulgurite.models.sources import load_tokenizer
 from fulgurite.models.tiny import TinyModel
 from fulgurite.types import ConfigError
 from test_cli import TINY_RUN, refused

@@ -14,7 +14,7 @@ from fulgurite.data.prompts import PromptOrder, encode
 from fulgurite.data.supervised_datamodule import SupervisedDataModule
 from fulgurite.data.task_datamodule import Benchmark
 from fulgurite.data.transforms import RoundTransform, check_streams, find_transforms
-from fulgurite.models.causal_lm import load_tokenizer
+from fulgurite.models.sources import load_tokenizer
 from fulgurite.modules.supervised import SupervisedFineTuning
 from fulgurite.seeding import address
 from fulgurite.tasks.protocol import Task

@@ -22,13 +22,13 @@ import fulgurite.trainer_cli  # noqa: F401 - here, so that its loggers do not bi
 from fulgurite import cli
 from fulgurite.callbacks.tsallis import TsallisReweighting
 from fulgurite.compare.plan import Arm, Plan
+from fulgurite.config_only import data_of
 from fulgurite.data.gold import GoldAnswer
 from fulgurite.data.rewards import add_rewards
 from fulgurite.data.rollout_datamodule import RolloutDataModule
 from fulgurite.models.adapters import LoRA
 from fulgurite.modules.grpo import GRPO
 from fulgurite.parallel import FSDP2Strategy
-from fulgurite.trainer_cli import data_of
 from fulgurite.types import Completion, Prompt, Verdict
 
 ROOT = Path(__file__).parents[1]

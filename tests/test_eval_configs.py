@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from fulgurite.config_only import data_of
 from fulgurite.tasks.knights_knaves import KnightsKnaves
-from fulgurite.trainer_cli import data_of
 from test_docs import parsed
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fulgurite import cli
-from fulgurite.trainer_cli import TinyModel
+from fulgurite.models.tiny import TinyModel
 from test_cli import TINY_RUN, refused
 
 pytestmark = pytest.mark.xdist_group("export")
@@ -43,7 +43,8 @@ def logits(folder: Path) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A run of two rounds that began with a folder."""
-    from fulgurite.models.causal_lm import CausalLM, load_tokenizer
+    from fulgurite.models.causal_lm import CausalLM
+    from fulgurite.models.sources import load_tokenizer
 
     folder = tmp_path_factory.mktemp("export")
     tiny = TinyModel(**POLICY, seed=5)

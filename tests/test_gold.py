@@ -10,7 +10,8 @@ import torch
 from fulgurite.callbacks.tsallis import TsallisReweighting
 from fulgurite.data.assemble import Samples, assemble
 from fulgurite.data.gold import Ending, GoldAnswer, as_sampled, check_gold
-from fulgurite.models.causal_lm import CausalLM, load_tokenizer
+from fulgurite.models.causal_lm import CausalLM
+from fulgurite.models.sources import load_tokenizer
 from fulgurite.models.tiny import TinyModel
 from fulgurite.modules.latent_reasoning import LatentReasoning
 from fulgurite.tasks.addition import Addition

@@ -45,6 +45,7 @@ MAY_IMPORT = {
         "tasks",
         "callbacks",
     },
+    "config_only": {"data", "modules", "trainer_cli"},
     "commands": {
         "command_errors",
         "budget",
@@ -60,7 +61,7 @@ MAY_IMPORT = {
         "data",
         "metrics",
         "callbacks",
-        "trainer_cli",
+        "config_only",
     },
     "callbacks": RECORDS | {"parallel", "guards", "credit", "selection", "data", "modules", "metrics"},
 }

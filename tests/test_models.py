@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fulgurite.models import scoring
-from fulgurite.models.causal_lm import CausalLM, load_tokenizer
+from fulgurite.models.causal_lm import CausalLM
+from fulgurite.models.sources import load_tokenizer
 from fulgurite.models.tiny import TinyModel
 from fulgurite.types import ConfigError
 

@@ -13,7 +13,7 @@ from fulgurite import cli
 from fulgurite.data.prompts import encode, within_limit
 from fulgurite.data.supervised_datamodule import SupervisedDataModule
 from fulgurite.data.task_datamodule import Benchmark
-from fulgurite.models.causal_lm import load_tokenizer
+from fulgurite.models.sources import load_tokenizer
 from fulgurite.models.tiny import TinyModel
 from fulgurite.modules.supervised import SupervisedFineTuning
 from fulgurite.tasks.addition import Addition

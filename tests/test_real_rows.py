@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fulgurite.config_only import data_of
 from fulgurite.data.prompts import encode
-from fulgurite.models.causal_lm import load_tokenizer
+from fulgurite.models.sources import load_tokenizer
 from fulgurite.models.tiny import TinyModel
 from fulgurite.tasks.gsm8k import GSM8K
 from fulgurite.tasks.knights_knaves import KnightsKnaves
@@ -15,7 +16,6 @@ from fulgurite.tasks.prompting import PromptStyle
 from fulgurite.tasks.protocol import Task
 from fulgurite.tasks.qa import QA
 from fulgurite.tasks.sources import Source
-from fulgurite.trainer_cli import data_of
 from fulgurite.types import Completion, ConfigError
 
 ROOT = Path(__file__).parents[1]

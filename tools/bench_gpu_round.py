@@ -26,7 +26,8 @@ from fulgurite.engines.vllm_engine import VLLMEngine
 from fulgurite.engines.weights import ChecksummedWeights
 from fulgurite.guards.engine_weights import check_checksums
 from fulgurite.losses.importance import gap_statistics
-from fulgurite.models.causal_lm import CausalLM, load_tokenizer
+from fulgurite.models.causal_lm import CausalLM
+from fulgurite.models.sources import load_tokenizer
 from fulgurite.models.tiny import TinyModel
 from fulgurite.modules.grpo import GRPO
 from fulgurite.tasks.protocol import Task

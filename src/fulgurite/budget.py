@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import torch
 
 from .engines.transformers_engine import TransformersEngine
 from .engines.vllm_engine import CPU_KV_CACHE_GIB, VLLMEngine
 from .models.memory import BFLOAT16, FLOAT32, ModelSize, logits_bytes, size_of, trained_weights
 from .parallel import FSDP2Strategy
+from .types import ConfigError
 
 if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
     from .data.task_datamodule import TaskDataModule
     from .modules.base import RoundModule
+
 MOMENTS = 2 * FLOAT32
 STEP = 256
 """Advice on tokens is a multiple of this."""
@@ -37,6 +44,28 @@ class Setup:
     strategy: FSDP2Strategy | None
     on_gpu: bool
     device_bytes: float
+
+    @classmethod
+    def of(cls, trainer: Namespace, device_bytes: float | None = None) -> Setup:
+        """What the trainer of a config has; the bytes of a device are by default this machine's, shared by its processes."""
+        on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and torch.cuda.is_available())
+        devices = trainer.devices
+        if devices in ("auto", -1, "-1"):
+            devices = max(1, torch.cuda.device_count()) if on_gpu else 1
+        if isinstance(devices, str) and "," in devices:
+            devices = devices.strip(",").split(",")
+        on_machine = len(devices) if isinstance(devices, list) else int(devices)
+        strategy = trainer.strategy
+        if isinstance(strategy, str):
+            strategy = FSDP2Strategy() if strategy.startswith("fsdp2") else None
+        if device_bytes is None and on_gpu and torch.cuda.is_available():
+            device_bytes = torch.cuda.get_device_properties(0).total_memory
+        if device_bytes is None and on_gpu:
+            raise ConfigError("this machine has no GPU to ask for its memory; give --device_gb, for example 80")
+        if device_bytes is None:
+            device_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / on_machine
+        precision = trainer.precision or ("bf16-mixed" if on_gpu else "32-true")
+        return cls(trainer.num_nodes * on_machine, precision == "bf16-mixed", strategy, on_gpu, float(device_bytes))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
@@ -40,7 +40,7 @@ from .modules.codistill import CoDistillGRPO
 from .modules.grpo import GRPO
 from .modules.latent_reasoning import LatentReasoning
 from .modules.supervised import SupervisedFineTuning
-from .parallel import FSDP2Strategy, agree, end_with_rank_0, ended_ranks
+from .parallel import agree, end_with_rank_0, ended_ranks
 from .run_record import latest, unused, write_environment
 from .tasks.addition import Addition
 from .tasks.gsm8k import GSM8K
@@ -226,7 +226,7 @@ class CLI(LightningCLI):
                 raise ResourceError(f"{gone} ended, and the others cannot go on without; --ckpt_path last resumes") from error
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
-            advice = after_out_of_memory(self.model, self.datamodule, setup_of(self.config_init[subcommand].trainer))
+            advice = after_out_of_memory(self.model, self.datamodule, Setup.of(self.config_init[subcommand].trainer))
             raise ResourceError(f"out of memory: {str(error).splitlines()[0]} {advice}") from error
 
     def _models(self, settings: Namespace) -> None:
@@ -291,65 +291,3 @@ def run(argv: list[str]) -> None:
     end_with_rank_0()
     with short_errors():
         make(CLI, argv)
-
-
-class ConfigOnly(CLI):
-    """Makes what the config of a fit describes, and runs nothing."""
-
-    def before_instantiate_classes(self) -> None:
-        """Nothing is looked for: neither checkpoints nor models."""
-
-    def instantiate_classes(self) -> None:
-        self.config_init = self.parser.instantiate_classes(self.config)
-
-    def _set_seed(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-class Explained(ConfigOnly):
-    """The same with the models that the run would load."""
-
-    def before_instantiate_classes(self) -> None:
-        self._models(self.config[self.subcommand])
-
-
-def explained(argv: list[str]) -> Namespace:
-    """Trainer settings, module and DataModule of the configs and options of a run."""
-    return make(Explained, ["fit", *argv]).config_init.fit
-
-
-def setup_of(trainer: Namespace, device_bytes: float | None = None) -> Setup:
-    """What the trainer of a config has; the bytes of a device are by default this machine's, shared by its processes."""
-    on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and torch.cuda.is_available())
-    devices = trainer.devices
-    if devices in ("auto", -1, "-1"):
-        devices = max(1, torch.cuda.device_count()) if on_gpu else 1
-    if isinstance(devices, str) and "," in devices:
-        devices = devices.strip(",").split(",")
-    on_machine = len(devices) if isinstance(devices, list) else int(devices)
-    strategy = trainer.strategy
-    if isinstance(strategy, str):
-        strategy = FSDP2Strategy() if strategy.startswith("fsdp2") else None
-    if device_bytes is None and on_gpu and torch.cuda.is_available():
-        device_bytes = torch.cuda.get_device_properties(0).total_memory
-    if device_bytes is None and on_gpu:
-        raise ConfigError("this machine has no GPU to ask for its memory; give --device_gb, for example 80")
-    if device_bytes is None:
-        device_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / on_machine
-    precision = trainer.precision or ("bf16-mixed" if on_gpu else "32-true")
-    return Setup(trainer.num_nodes * on_machine, precision == "bf16-mixed", strategy, on_gpu, float(device_bytes))
-
-
-def module_of(settings: dict) -> RoundModule:
-    """The module of the part `model` of a run's config; its models are not loaded."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(RoundModule, "model")
-    return parser.instantiate_classes(parser.parse_object({"model": settings})).model
-
-
-def data_of(argv: list[str]) -> TaskDataModule:
-    """The DataModule of the configs and options of a run."""
-    return make(ConfigOnly, ["fit", *argv]).config_init.fit.data

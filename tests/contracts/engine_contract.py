@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fulgurite.models.causal_lm import CausalLM, load_tokenizer
+from fulgurite.models.causal_lm import CausalLM
+from fulgurite.models.sources import load_tokenizer
 from fulgurite.models.tiny import TinyModel
 from fulgurite.types import ConfigError, Prompt, SamplingSpec
 from tiny import scored

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from forking import run_forked
 from fulgurite.engines.vllm_server import VLLMServerEngine, write_shards
-from fulgurite.models.causal_lm import CausalLM, load_tokenizer
+from fulgurite.models.causal_lm import CausalLM
+from fulgurite.models.sources import load_tokenizer
 from fulgurite.types import ConfigError, Prompt, SamplingSpec
 from servers import Drop, Front, Pretender
 from tiny import TINY

@@ -78,7 +78,8 @@ def test_only_the_last_logits_are_computed():
 
 
 def test_stop_texts_are_found_behind_characters_of_several_bytes():
-    from fulgurite.models.causal_lm import CausalLM, load_tokenizer
+    from fulgurite.models.causal_lm import CausalLM
+    from fulgurite.models.sources import load_tokenizer
     from fulgurite.models.tiny import TinyModel
 
     tokenizer = load_tokenizer(TinyModel())

@@ -16,7 +16,8 @@ import torch.distributed as dist  # noqa: E402
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 
 from forking import run_forked  # noqa: E402
-from fulgurite.models.causal_lm import CausalLM, load_tokenizer  # noqa: E402
+from fulgurite.models.causal_lm import CausalLM  # noqa: E402
+from fulgurite.models.sources import load_tokenizer  # noqa: E402
 from fulgurite.models.tiny import TinyModel  # noqa: E402
 
 DEEP = TinyModel("qwen3", hidden_size=384, intermediate_size=1536, layers=24, heads=6, kv_heads=6, alphabet="0123456789")

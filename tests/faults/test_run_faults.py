@@ -10,7 +10,8 @@ from fulgurite.callbacks.checkpoint_files import checkpoints_in
 from fulgurite.data.rollout_datamodule import RolloutDataModule
 from fulgurite.engines.transformers_engine import TransformersEngine
 from fulgurite.guards import GuardError
-from fulgurite.models.causal_lm import CausalLM, load_tokenizer
+from fulgurite.models.causal_lm import CausalLM
+from fulgurite.models.sources import load_tokenizer
 from fulgurite.models.tiny import TinyModel
 from fulgurite.types import ConfigError, SamplingSpec
 from test_cli import TINY_RUN, refused

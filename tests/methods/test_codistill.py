@@ -22,7 +22,8 @@ from fulgurite.credit.group import Advantage
 from fulgurite.data.hints import Hints, whole
 from fulgurite.data.supervised_datamodule import SupervisedDataModule
 from fulgurite.engines.transformers_engine import TransformersEngine
-from fulgurite.models.causal_lm import CausalLM, load_tokenizer
+from fulgurite.models.causal_lm import CausalLM
+from fulgurite.models.sources import load_tokenizer
 from fulgurite.models.tiny import TinyModel
 from fulgurite.modules.codistill import CoDistillGRPO
 from fulgurite.modules.optimizer import OffloadedAdamW, OptimizerSpec

@@ -20,8 +20,8 @@ from ..compare.plots import phases_png, png
 from ..compare.readings import last_accuracy, read_run
 from ..compare.runner import run_all
 from ..compare.statistics import Curve, summarise
+from ..config_only import data_of
 from ..run_record import environment
-from ..trainer_cli import data_of
 from ..types import ConfigError
 
 

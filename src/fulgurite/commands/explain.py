@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from ..budget import Budget, budget_of, what_would_fit
+from ..budget import Budget, Setup, budget_of, what_would_fit
 from ..command_errors import short_errors
+from ..config_only import explained
 from ..models.memory import size_of, trained_weights
-from ..trainer_cli import explained, setup_of
 from ..types import ConfigError
 
 GB = 1e9
@@ -21,7 +21,7 @@ def run(argv: list[str]) -> None:
     known, options = parser.parse_known_args(argv[1:])
     with short_errors():
         config = explained(options)
-        setup = setup_of(config.trainer, known.device_gb and known.device_gb * GB)
+        setup = Setup.of(config.trainer, known.device_gb and known.device_gb * GB)
         budget = budget_of(config.model, config.data, setup)
         print("\n".join([*counts(config, setup.ranks), "", *table(budget, setup.device_bytes)]))
         if budget.needed > setup.device_bytes:

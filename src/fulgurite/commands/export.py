@@ -14,10 +14,11 @@ from torch import Tensor
 from ..callbacks.checkpoint_files import checkpoint_at
 from ..callbacks.evaluation import read_rows
 from ..command_errors import short_errors
+from ..config_only import module_of
 from ..models.adapters import save_adapters
-from ..models.causal_lm import CausalLM, load_tokenizer
+from ..models.causal_lm import CausalLM
+from ..models.sources import load_tokenizer
 from ..modules.base import COUNTERS
-from ..trainer_cli import module_of
 from ..types import ConfigError
 from .model_card import model_card
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ..callbacks.evaluation import read_rows
 from ..command_errors import short_errors
+from ..config_only import data_of
 from ..data.task_datamodule import TaskDataModule
 from ..metrics.generations import Row, measure_rows, rejudge
-from ..trainer_cli import data_of
 from ..types import ConfigError
 
 

@@ -28,7 +28,7 @@ def trial() -> Iterator[str]:
     from ..engines.vllm_engine import INSTALL, VLLMEngine, missing_capabilities
     from ..engines.weights import ChecksummedWeights
     from ..guards.engine_weights import check_checksums
-    from ..models.causal_lm import load_tokenizer
+    from ..models.sources import load_tokenizer
     from ..models.tiny import TinyModel
     from ..types import ConfigError, Prompt, SamplingSpec
 

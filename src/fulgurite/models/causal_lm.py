@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,44 +18,17 @@ from .layers import NAME, use_torch_layers
 from .packing import pack
 from .saved_weights import SavedWeights
 from .scoring import Compare, Scores, compare_distributions, head_logits, token_logprobs
-from .tiny import TinyModel, tiny_config, tiny_tokenizer
+from .sources import found, load_config, named_in_errors
+from .tiny import TinyModel, tiny_config
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACKABLE = ("llama", "qwen2", "qwen3")
 """Architectures whose tokens see each other through full attention alone, at the positions that they are told."""
 RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-
-
-def load_tokenizer(source: str | TinyModel) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub name, or the byte-level one of a tiny model.
-
-    Raises:
-        ConfigError: `source` looks like a folder and there is none.
-    """
-    from transformers import AutoTokenizer
-
-    if isinstance(source, TinyModel):
-        return tiny_tokenizer(source)
-    with _named_in_errors(source):
-        return AutoTokenizer.from_pretrained(_found(source))
-
-
-def load_config(source: str | TinyModel) -> PreTrainedConfig:
-    """The config of a model folder or hub name, or of a tiny model.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    from transformers import AutoConfig
-
-    if isinstance(source, TinyModel):
-        return tiny_config(source)
-    with _named_in_errors(source):
-        return AutoConfig.from_pretrained(_found(source))
 
 
 class CausalLM(nn.Module):
@@ -95,8 +68,8 @@ class CausalLM(nn.Module):
             if isinstance(source, TinyModel):
                 torch.default_generator.manual_seed(source.seed)
                 return cls(AutoModelForCausalLM.from_config(tiny_config(source), dtype=torch.float32).to(dtype))
-            with _named_in_errors(source):
-                hf = AutoModelForCausalLM.from_pretrained(_found(source), dtype=dtype, use_safetensors=True)
+            with named_in_errors(source):
+                hf = AutoModelForCausalLM.from_pretrained(found(source), dtype=dtype, use_safetensors=True)
             return cls(hf.train())
 
     @classmethod
@@ -126,8 +99,8 @@ class CausalLM(nn.Module):
             ConfigError: as `load`.
         """
         if not isinstance(source, TinyModel):
-            with _named_in_errors(source):
-                saved = SavedWeights(_found(source))
+            with named_in_errors(source):
+                saved = SavedWeights(found(source))
             model = cls.outline(source)
             names = {id(weight): name for name, weight in reversed(model.hf.state_dict(keep_vars=True).items())}
             if missing := sorted({*names.values()} - saved.files.keys()):
@@ -303,25 +276,3 @@ def _gathered(weight: DTensor) -> Tensor:
 def _placed(values: Tensor, keep: Tensor) -> Tensor:
     """(K,) values at the kept places of an (N, L) tensor of zeros."""
     return values.new_zeros(keep.shape).masked_scatter(keep, values)
-
-
-@contextmanager
-def _named_in_errors(source: str) -> Iterator[None]:
-    """What transformers says of a source that it cannot load, in one sentence."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise ConfigError(
-            f"no usable model at {source!r}: {reason}; "
-            "expected a transformers folder with safetensors, or a hub name and network"
-        ) from error
-
-
-def _found(source: str) -> str:
-    local = source.startswith((".", "/", "~", "runs/")) or source.count("/") > 1
-    if local and not Path(source).exists():
-        raise ConfigError(f"model {source!r} looks like a folder, but {Path(source).resolve()} does not exist")
-    return source

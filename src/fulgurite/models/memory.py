@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from .adapters import LoRA, adapter_weights
-from .causal_lm import load_config
 from .scoring import LOGITS_BYTES
+from .sources import load_config
 from .tiny import TinyModel
 
 FLOAT32, BFLOAT16 = 4, 2

@@ -18,7 +18,8 @@ from ..guards.changed_model import check_frozen
 from ..losses.compose import Component, compose, rows_that_matter
 from ..metrics.benchmark import BenchmarkMetric
 from ..models.adapters import LoRA
-from ..models.causal_lm import CausalLM, load_tokenizer
+from ..models.causal_lm import CausalLM
+from ..models.sources import load_tokenizer
 from ..models.tiny import TinyModel
 from ..parallel import gather_over_ranks, max_over_ranks, sum_over_ranks
 from ..seeding import address

@@ -29,7 +29,7 @@ from ..losses.compose import Component
 from ..losses.policy import check_settings, policy_loss
 from ..losses.ratio import RatioLevel, log_ratio
 from ..models.adapters import LoRA
-from ..models.causal_lm import load_tokenizer
+from ..models.sources import load_tokenizer
 from ..models.tiny import TinyModel
 from ..types import ConfigError, Minibatch, Segment
 from .base import RoundModule
