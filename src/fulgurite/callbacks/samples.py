@@ -86,8 +86,11 @@ def write_whole(path: Path, lines: Iterable[str]) -> None:
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """One ASCII line; floats in their shortest exact form."""
-    return json.dumps(finite_or_null(row), allow_nan=False)
+    """One ASCII line; floats in their shortest exact form, null where they are not finite."""
+    try:
+        return json.dumps(row, allow_nan=False)
+    except ValueError:
+        return json.dumps(finite_or_null(row), allow_nan=False)
 
 
 def finite_or_null(value: Any) -> Any:

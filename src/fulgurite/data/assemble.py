@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from ..types import Completion, Prompt, Round, Segment, Verdict
 from .gold import Ending, as_sampled
@@ -73,4 +73,8 @@ def _pad(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:
     """(N, L), right-padded with 0; (0, 1) without rows."""
     if not rows:
         return torch.zeros(0, 1, dtype=dtype)
-    return pad_sequence([torch.tensor(row, dtype=dtype) for row in rows], batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    inside = torch.arange(int(lengths.max())) < lengths[:, None]
+    padded = torch.zeros(inside.shape, dtype=dtype)
+    padded[inside] = torch.tensor([*chain.from_iterable(rows)], dtype=dtype)
+    return padded

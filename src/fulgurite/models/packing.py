@@ -76,25 +76,23 @@ def pack(tokens: Tensor, keep: Tensor) -> Packing | None:
         return None
     first = keep[used].int().argmax(1)
     last = length - 1 - keep[used].flip(1).int().argmax(1)
-    rows = torch.zeros(len(used), int(last.max()), dtype=torch.int64)
-    source, starts, begun, size = [], {}, [], 0
-    for row, number, begin, end in zip(rows, used.tolist(), first.tolist(), last.tolist(), strict=True):
-        start = starts.setdefault(tokens[number, :begin].numpy().tobytes(), size)
-        begun.append(start)
-        new = torch.arange(0 if start == size else begin, end)
-        row[:begin] = torch.arange(start, start + begin)
-        row[new] = torch.arange(size, size + len(new))
-        source.append(new + number * length)
-        size += len(new)
+    beginnings: dict[bytes, int] = {}
+    begun = zip(tokens[used].numpy(), first.tolist(), strict=True)
+    owner = torch.tensor([beginnings.setdefault(row[:begin].tobytes(), number) for number, (row, begin) in enumerate(begun)])
+    own = torch.where(owner == torch.arange(len(used)), 0, first)  # where what only this row has begins
+    ends = (last - own).cumsum(0)
+    size = int(ends[-1])
     if size > 0.95 * len(tokens) * (length - 1):
         return None
-    group = torch.tensor(begun).unique(return_inverse=True)[1]
-    asked = Rows(rows, first, last, group)
+    position, start = torch.arange(int(last.max())), ends - last  # where a row would begin, were all of it in one piece
+    places = torch.where(position < first[:, None], start[owner, None], start[:, None]) + position
+    asked = Rows(places.where(position < last[:, None], 0), first, last, owner.unique(return_inverse=True)[1])
     attentions, read = zip(*cheapest(asked, device.type)(asked), strict=True)
     homes = torch.zeros(size, dtype=torch.int64)
     answered = torch.cat([asking.askers[which] for asking, which in zip(attentions, read, strict=True)])
     homes[answered] = torch.cat([which.flatten() for which in read]).nonzero().flatten()
-    source, places = torch.cat(source), rows[keep[used, 1 : rows.shape[1] + 1]]
+    source = (used[:, None] * length + position)[asked.fresh()]
+    places = asked.places[keep[used, 1 : len(position) + 1]]
     attentions = [Asking(*(part if part is None else part.to(device) for part in asking)) for asking in attentions]
     return Packing(source.to(device), (source % length).to(device), attentions, homes.to(device), places.to(device))
 
@@ -111,11 +109,15 @@ class Rows(NamedTuple):
         """(R,) bool, the first row of each beginning."""
         return torch.cat([torch.ones(1, dtype=torch.bool), self.group[1:] > self.group[:-1].cummax(0).values])
 
+    def fresh(self) -> Tensor:
+        """(R, S) bool, the tokens that are in no row before: those of the line, in its order."""
+        position = torch.arange(self.places.shape[1])
+        return (position >= torch.where(self.begins(), 0, self.first)[:, None]) & (position < self.last[:, None])
+
 
 def whole(rows: Rows) -> list[tuple[Asking, Tensor]]:
     """Each row by itself. This and the other ways also tell whose answers are read, (R, T) bool for each attention."""
-    position, fresh = torch.arange(rows.places.shape[1]), torch.where(rows.begins(), 0, rows.first)
-    return [(Asking(rows.places, rows.places, None), (position >= fresh[:, None]) & (position < rows.last[:, None]))]
+    return [(Asking(rows.places, rows.places, None), rows.fresh())]
 
 
 def parted(rows: Rows) -> list[tuple[Asking, Tensor]]:
@@ -133,14 +135,14 @@ def parted(rows: Rows) -> list[tuple[Asking, Tensor]]:
 
 def grouped(rows: Rows) -> list[tuple[Asking, Tensor]]:
     """Rows that begin alike behind one copy of that."""
-    ends = [0] * int(rows.group.max() + 1)
-    places = torch.zeros(len(ends), _widest_group(rows), dtype=torch.int64)
+    row, position = rows.fresh().nonzero(as_tuple=True)
+    group, order = rows.group[row].sort(stable=True)
+    size = group.bincount()
+    column = torch.arange(len(group)) - (size.cumsum(0) - size)[group]
+    places = torch.zeros(len(size), int(size.max()), dtype=torch.int64)
     part = torch.full_like(places, -1)  # 0 is what is shared
-    for number, (row, first, last, group) in enumerate(zip(*(column.tolist() for column in rows), strict=True), start=1):
-        if not ends[group]:
-            places[group, :first], part[group, :first], ends[group] = torch.tensor(row[:first]), 0, first
-        own = slice(ends[group], ends[group] + last - first)
-        places[group, own], part[group, own], ends[group] = torch.tensor(row[first:last], dtype=torch.int64), number, own.stop
+    places[group, column] = order
+    part[group, column] = torch.where(position < rows.first[row], 0, row + 1)[order]
     seen = (part[:, :, None] == part[:, None, :]) | (part == 0)[:, None, :]
     return [(Asking(places, places, seen.tril_()[:, None]), part >= 0)]
 
