@@ -47,8 +47,8 @@ BREAKS = (
     Break(
         "prompts of one length are taken for one",
         "models/packing.py",
-        "starts.setdefault(tokens[number, :begin].numpy().tobytes(), size)",
-        "starts.setdefault(begin, size)",
+        "beginnings.setdefault(row[:begin].tobytes(), number)",
+        "beginnings.setdefault(begin, number)",
         "tests/test_packing.py::test_packed_rows_give_the_numbers_of_rows_apart[0-False-qwen2-whole]",
     ),
     Break(
@@ -61,8 +61,8 @@ BREAKS = (
     Break(
         "packed state one token late",
         "models/packing.py",
-        "rows[keep[used, 1 : rows.shape[1] + 1]]",
-        "(rows[keep[used, 1 : rows.shape[1] + 1]] + 1) % size",
+        "asked.places[keep[used, 1 : len(position) + 1]]",
+        "(asked.places[keep[used, 1 : len(position) + 1]] + 1) % size",
         "tests/test_packing.py::test_each_token_is_laid_out_once_and_asks_what_is_before_it_in_its_row[0-parted]",
     ),
     Break(

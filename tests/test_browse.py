@@ -98,10 +98,19 @@ def test_all_ranks_are_merged_and_every_row_is_there(tmp_path):
     groups = groups_in(page.with_name("round-000003.js"))
     assert [group["prompt"] for group in groups] == ["a", "b", "b", "c", "d"]
     shown = [{key: group[key] for key in ("prompt_id", "prompt")} | of for group in groups for of in group["rows"]]
+    assert [group["group"] for group in groups] == [None] * 5  # as older runs have it
     assert shown == [*MIXED, *ranks["000003.rank2"], *ranks["000003.rank10"]]
     first, second = numbers_in(page)["rounds"]
     assert (first["completions"], first["prompts"], second["completions"]) == (7, 5, 2)
     assert first["reward"] == pytest.approx(3 / 7) and first["equal"] == 4 / 5
+
+
+def test_two_groups_of_one_prompt_stay_two(tmp_path):
+    rows = [row("a", 1.0, group=0), row("a", 1.0, group=0), row("a", 0.0, group=1), row("a", 0.0, group=1)]
+    page = write_page(write_run(tmp_path / "run", {"000000": rows}), tmp_path / "page")
+    assert [len(group["rows"]) for group in groups_in(page.with_name("round-000000.js"))] == [2, 2]
+    numbers = numbers_in(page)["rounds"][0]
+    assert (numbers["prompts"], numbers["equal"]) == (2, 1.0)
 
 
 class Page(HTMLParser):

@@ -273,6 +273,7 @@ def test_completions_and_updates_are_written_row_by_row(tmp_path):
     ]  # fmt: skip
     rows = list(map(json.loads, files["000000.completions.jsonl"].splitlines()))
     assert rows[0] == {
+        "group": 0,
         "prompt_id": "q0",
         "prompt": "question 0",
         "token_ids": [10, 11],
@@ -335,10 +336,11 @@ def test_a_kept_completion_that_was_not_sampled_is_an_error(tmp_path):
 
 
 def test_lines_hold_any_text_and_exact_floats():
-    line = json_line({"text": "a\nb\u2028c \ud800 é", "x": 0.1 + 0.2, "nan": float("nan"), "rewards": {"a": -math.inf}})
+    odd = {"nan": float("nan"), "rewards": {"a": -math.inf}, "list": [1.0, math.inf]}
+    line = json_line({"text": "a\nb\u2028c \ud800 é", "x": 0.1 + 0.2, **odd})
     assert line.isascii() and "\n" not in line
     assert json.loads(line) == {
-        "text": "a\nb\u2028c \ud800 é", "x": 0.30000000000000004, "nan": None, "rewards": {"a": None}
+        "text": "a\nb\u2028c \ud800 é", "x": 0.30000000000000004, "nan": None, "rewards": {"a": None}, "list": [1.0, None]
     }  # fmt: skip
 
 

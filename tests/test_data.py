@@ -305,6 +305,16 @@ def test_a_round_runs_in_mixed_precision_and_the_scorer_sees_what_the_engine_saw
     assert 0 < module.last_update["mismatch/logprob_gap_mean_nats"] < 0.05
 
 
+def test_a_minibatch_waits_where_it_was_sampled_and_other_batches_are_moved():
+    """On a GPU its micro-batches are moved, one at a time; `meta` stands for one here."""
+    trainer, data = tiny_trainer(enable_checkpointing=False), tiny_data()
+    trainer.fit(tiny_grpo(), datamodule=data)
+    minibatch = data.held.minibatch(0)
+    moved = trainer.strategy.batch_to_device(minibatch, torch.device("meta"))
+    assert moved is minibatch and moved.tokens.device.type == "cpu"
+    assert trainer.strategy.batch_to_device(torch.ones(1), torch.device("meta")).is_meta
+
+
 def test_a_second_fit_in_one_process_samples_its_own_rounds():
     data = tiny_data()
     first, _ = fit_rounds(data, rounds=1)

@@ -166,6 +166,19 @@ def test_the_command_prints_counts_and_bytes(config, capsys, tmp_path):
     assert "GRPO, RolloutDataModule, 3 processes" in capsys.readouterr().out
 
 
+def test_the_trainer_may_name_a_strategy_by_its_class_and_a_precision_by_its_alias(config, capsys):
+    for strategy in ('{"class_path": "lightning.pytorch.strategies.DDPStrategy"}', "ddp"):
+        cli.main(["explain", "--config", config, "--trainer.strategy", strategy, "--trainer.devices", "2"])
+    by_class, by_name = capsys.readouterr().out.split("GRPO, RolloutDataModule, ")[1:]
+    assert by_class == by_name
+    for precision in ("bf16", "bf16-mixed", "32-true"):
+        cli.main(["explain", "--config", config, "--trainer.precision", precision])
+    alias, mixed, whole = capsys.readouterr().out.split("GRPO, RolloutDataModule, ")[1:]
+    assert alias == mixed != whole
+    text = refused(capsys, "explain", "--config", config, "--trainer.devices", "0")
+    assert "trainer.devices is 0; expected at least 1" in text
+
+
 def test_what_does_not_fit_is_refused_with_what_would(config, capsys, monkeypatch):
     options = ["--device_gb", "0.2", "--model.init_args.tokens_per_microbatch", "999999"]
     text = refused(capsys, "explain", "--config", config, *options)

@@ -55,9 +55,13 @@ class Setup:
         if isinstance(devices, str) and "," in devices:
             devices = devices.strip(",").split(",")
         on_machine = len(devices) if isinstance(devices, list) else int(devices)
+        if on_machine < 1:
+            raise ConfigError(f"trainer.devices is {trainer.devices}; expected at least 1")
         strategy = trainer.strategy
         if isinstance(strategy, str):
             strategy = FSDP2Strategy() if strategy.startswith("fsdp2") else None
+        elif not isinstance(strategy, FSDP2Strategy):
+            strategy = None
         if device_bytes is None and on_gpu and torch.cuda.is_available():
             device_bytes = torch.cuda.get_device_properties(0).total_memory
         if device_bytes is None and on_gpu:
@@ -65,7 +69,8 @@ class Setup:
         if device_bytes is None:
             device_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / on_machine
         precision = trainer.precision or ("bf16-mixed" if on_gpu else "32-true")
-        return cls(trainer.num_nodes * on_machine, precision == "bf16-mixed", strategy, on_gpu, float(device_bytes))
+        mixed = precision in ("bf16-mixed", "bf16")
+        return cls(trainer.num_nodes * on_machine, mixed, strategy, on_gpu, float(device_bytes))
 
 
 @dataclass(frozen=True)

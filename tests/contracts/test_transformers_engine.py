@@ -46,6 +46,16 @@ def test_long_rows_that_end_at_all_times_are_scored_as_by_a_fresh_pass():
         assert max(abs(a - b) for a, b in zip(completion.logprobs, expected, strict=True)) < 1e-5
 
 
+@pytest.mark.parametrize("lowered", [False, True])
+def test_the_cache_is_as_wide_as_the_values(lowered):
+    """In mixed precision keys come in float32, from rotary positions, and their width would be that of every later token."""
+    engine = bound(perturbed())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+        _, cache, _ = engine._prefill(random_prompts(70, 5))
+    dtypes = {states.dtype for layer in cache.layers for states in (layer.keys, layer.values)}
+    assert dtypes == {torch.bfloat16 if lowered else torch.float32}
+
+
 @pytest.mark.parametrize("max_rows", [512, 6])
 def test_prompts_are_run_once_and_finished_rows_cost_nothing(max_rows):
     """Texts of 1, 4 and 6 further tokens, n = 3: a row is forwarded once for each of its tokens but the last."""

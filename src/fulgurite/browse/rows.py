@@ -35,13 +35,13 @@ def round_files(run: Path) -> dict[int, list[Path]]:
 
 
 def groups_of(files: Iterable[Path]) -> list[dict]:
-    """{prompt_id, prompt, rows} of every group in the files of a round; a row is one of the file without these two keys."""
-    keys = ("prompt_id", "prompt")
+    """{group, prompt_id, prompt, rows} of every group in the files of a round; a row is one of the file without these keys."""
+    keys = ("group", "prompt_id", "prompt")
     return [
         dict(zip(keys, shared, strict=True))
         | {"rows": [{key: value for key, value in row.items() if key not in keys} for row in rows]}
         for file in files
-        for shared, rows in groupby(read_rows(file), itemgetter(*keys))
+        for shared, rows in groupby(read_rows(file), lambda row: tuple(map(row.get, keys)))
     ]
 
 

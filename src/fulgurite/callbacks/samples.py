@@ -96,6 +96,8 @@ def json_line(row: Mapping[str, Any]) -> str:
 def finite_or_null(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -115,6 +117,7 @@ def completion_rows(sampled: Round, kept: Round) -> list[dict[str, Any]]:
     coefficients = {stream: values.tolist() for stream, values in sampled.coefficients.items()}
     return [
         {
+            "group": group,
             "prompt_id": sampled.prompts[group].id,
             "prompt": prompt_text(sampled.prompts[group]),
             "token_ids": list(completion.token_ids),

@@ -28,6 +28,7 @@ class RoomyLayer(DynamicLayer):
     memory: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        key_states = key_states.to(value_states.dtype)  # in mixed precision rotary positions leave keys in float32
         start, new = self.get_seq_length(), (key_states, value_states)
         end = start + key_states.shape[-2]
         if end < BLOCK:

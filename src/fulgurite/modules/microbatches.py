@@ -52,7 +52,7 @@ def _cut(order: Tensor, lengths: Tensor, budget: int) -> list[Tensor]:
 
 def _of_each(group: Tensor, prompt: Tensor) -> Tensor:
     """Tokens of the prompts, each counted once."""
-    return torch.zeros(int(group.max()) + 1, dtype=prompt.dtype).scatter_reduce(0, group, prompt, "amax").sum()
+    return prompt.new_zeros(int(group.max()) + 1).scatter_reduce(0, group, prompt, "amax").sum()
 
 
 def idle_microbatch(rows: Minibatch) -> Minibatch:
