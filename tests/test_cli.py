@@ -75,7 +75,9 @@ def refused(capsys, *argv: str, code: int = 2) -> str:
         (["--model.init_args.policy", "nobody/nothing"], "no usable model at 'nobody/nothing'"),
         (["--data.init_args.benchmarks.sampled.split", "tset"], "no split 'tset'; expected train or held_out"),
         (["--checkpoint.every_n_rounds", "-1"], "every_n_rounds is -1"),
-        (["--trainer.gradient_clip_val", "1"], "gradient clipping is not supported for manual optimization"),
+        (["--trainer.gradient_clip_val", "1.0"], "leave it out and set model.init_args.optimizer.max_grad_norm"),
+        (["--trainer.accumulate_grad_batches", "2"], "leave it out and set model.init_args.tokens_per_microbatch"),
+        (["--trainer.max_epoch", "3"], "max_epoch"),
         (["--model.init_args.tokens_per_microbatch", "0"], "tokens_per_microbatch is 0"),
         (["--model.init_args.aggregation", "seq_mean_token_sum_const"], "const_len is None"),
         (["--model.init_args.policy", "runs/none/policy"], "no model at runs/none/policy"),
@@ -144,6 +146,7 @@ def test_a_run_leaves_config_environment_results_and_refuses_to_be_overwritten(c
         "round-000002-update-000.ckpt",
     ]
 
+    assert f"run folder:  {run}" in capsys.readouterr().out
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
     assert "already holds a run; resume it with --ckpt_path last" in refused(capsys, "fit", "--config", str(config))
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
@@ -165,7 +168,11 @@ def test_a_run_leaves_config_environment_results_and_refuses_to_be_overwritten(c
     assert all(a["seconds"]["cpu"]["train"] < b["seconds"]["cpu"]["train"] for a, b in zip(rows, rows[1:], strict=False))
 
     curves = {p: p.read_bytes() for p in run.glob("events.out.tfevents.*")}
+    capsys.readouterr()
     cli.main(["validate", "--config", str(config), "--ckpt_path", "last"])
+    printed = capsys.readouterr().out
+    assert re.search(r"^sampled +\d+\.\d% \[\d+\.\d%, \d+\.\d%\] of 4 prompts; ", printed, re.MULTILINE)
+    assert "DataLoader" not in printed
     again = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
     assert {p: p.read_bytes() for p in run.glob("events.out.tfevents.*")} == curves  # a point at step 0 would hide them
     assert again == rows  # validating a checkpoint repeats the curve's last point
@@ -178,6 +185,9 @@ def test_a_run_leaves_config_environment_results_and_refuses_to_be_overwritten(c
         capsys, "fit", "--config", str(config), "--run_dir", str(run), "--ckpt_path", str(shutil.copy(
             run / "checkpoints" / "round-000003-update-000.ckpt", tmp_path / "elsewhere.ckpt")))  # fmt: skip
     cli.main(["test", "--config", str(config), "--ckpt_path", "last"])
+    assert [x for x in printed.splitlines() if x.startswith("sampled")] == [
+        x for x in capsys.readouterr().out.splitlines() if x.startswith("sampled")
+    ]
     cli.main(["predict", "--config", str(config), "--ckpt_path", "last"])
     predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert len(predictions) == 4 and set(predictions[0]) >= {"benchmark", "prompt_id", "prompt", "text", "outcome", "reward"}
@@ -303,6 +313,40 @@ def test_prediction_takes_a_number_of_completions_and_of_prompts(config, tmp_pat
     rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 6 and len({row["prompt_id"] for row in rows}) == 2
     assert set(rows[0]) >= {"prompt", "text", "reference", "extracted", "outcome"}
+
+
+def test_an_older_prediction_is_kept(config, tmp_path):
+    rows = []
+    for prompts in ("1", "2", "3"):
+        cli.main(["predict", "--config", str(config), "--prompts", prompts])
+        rows.append((tmp_path / "run" / "predictions.jsonl").read_text())
+    names = ("predictions.1.jsonl", "predictions.2.jsonl", "predictions.jsonl")
+    assert [(tmp_path / "run" / name).read_text() for name in names] == rows and len(set(rows)) == 3
+
+
+def test_a_run_that_stops_at_a_number_of_updates_saves(config, tmp_path):
+    cli.main(
+        [
+            "fit",
+            "--config",
+            str(config),
+            "--trainer.max_steps",
+            "1",
+            "--trainer.max_epochs",
+            "9",
+            "--checkpoint.every_n_rounds",
+            "5",
+        ]
+    )
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["round-000001-update-000.ckpt"]
+
+
+def test_a_fit_without_a_config_and_a_folder_without_a_checkpoint_say_what_to_do(config, tmp_path, capsys):
+    assert "--config FILE" in refused(capsys, "fit") and "--config FILE" in refused(capsys, "explain")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    text = refused(capsys, "fit", "--config", str(config))
+    assert "already holds a run; it has no checkpoint, so remove the folder, or choose another --run_dir" in text
 
 
 def test_the_best_checkpoint_has_a_name(config, tmp_path, capsys):

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs a verb.
 
     Exit codes: 2 the command or config cannot work, 3 a guard stopped the run, 4 an engine failed, 5 memory or disk are full or
-    a process of the run ended, 143 the run was told to end by SIGTERM and has saved.
+    a process of the run ended, 130 or 143 the run was told to end by Ctrl-C or SIGTERM and has saved.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from .budget import Setup, after_out_of_memory
-from .callbacks.checkpoint_files import checkpoint_at
+from .callbacks.checkpoint_files import checkpoint_at, checkpoints_in
 from .callbacks.codistillation import CoDistillation
 from .callbacks.dashboard import write_settings
 from .callbacks.defaults import TUNABLE, fixed_callbacks
@@ -82,6 +82,11 @@ TRAINER_DEFAULTS = {
 }
 
 
+ELSEWHERE = {
+    "gradient_clip_val": (None, "model.init_args.optimizer.max_grad_norm"),
+    "accumulate_grad_batches": (1, "model.init_args.tokens_per_microbatch"),
+}
+"""{option of Lightning's Trainer: (its default, what stands here in its place)}"""
 HELP_OF_N = (
     "Completions of each prompt of every benchmark; of several, those of a greedy benchmark are sampled at temperature 1."
 )
@@ -92,6 +97,8 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         text = cause_of(ex, ConfigError) or sentence_in(str(message))
+        if "required: fit.data" in text or "are required: data" in text:
+            text = "no model and no data are given; expected a config: --config FILE, for example configs/quickstart/grpo.yaml"
         misspelt = re.search(r"import path string: (\w+)", text)
         if misspelt:
             ours = [c.__name__ for c in SHORT_NAMES]
@@ -153,7 +160,7 @@ class SaveRun(SaveConfigCallback):
 
 class CLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> Parser:
-        parser = Parser(**kwargs)
+        parser = Parser(**kwargs, allow_abbrev=False)
         parser.add_argument("-c", "--config", action=ConfigFile, help="A config file; of several a later one wins.")
         return parser
 
@@ -165,7 +172,7 @@ class CLI(LightningCLI):
             help="Folder of this run: config, checkpoints, logs, results.",
         )
         parser.add_argument(
-            "--tiny", type=bool, default=False, help="Swap every model for a tiny random one; nothing is downloaded."
+            "--tiny", type=bool, default=False, help="Swap every model for a tiny random one; no weights are downloaded."
         )
         parser.add_argument(
             "--allow_changes",
@@ -201,12 +208,18 @@ class CLI(LightningCLI):
             if strategy not in known:
                 near = difflib.get_close_matches(strategy, known, n=1) or ["auto, ddp or fsdp2"]
                 raise ConfigError(f"trainer.strategy is {strategy}, which is unknown; did you mean {near[0]}?")
+        for key, (default, ours) in ELSEWHERE.items():
+            if settings.trainer.get(key) != default:
+                raise ConfigError(f"trainer.{key} is {settings.trainer[key]}; leave it out and set {ours}")
+        if self.subcommand in ("validate", "test"):
+            settings.verbose = False  # the evaluation prints a line per benchmark
         checkpoint = settings.get("ckpt_path")
         if checkpoint:
             settings.ckpt_path = str(checkpoint_at(run, checkpoint))
         resumes = bool(checkpoint) and Path(settings.ckpt_path).resolve().parent.parent == run.resolve()
         if self.subcommand == "fit" and not resumes and (run / "config.yaml").exists() and not rank_zero_only.rank:
-            raise ConfigError(f"{run} already holds a run; resume it with --ckpt_path last, or choose another --run_dir")
+            way = "resume it with --ckpt_path last" if checkpoints_in(run) else "it has no checkpoint, so remove the folder"
+            raise ConfigError(f"{run} already holds a run; {way}, or choose another --run_dir")
         if settings.weights_only is None:
             settings.weights_only = True  # a checkpoint is data: nothing in it may run
         self._models(settings)
@@ -221,6 +234,9 @@ class CLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
+            if subcommand == "fit" and self.trainer.is_global_zero:
+                run = self.trainer.default_root_dir
+                print(f"\nrun folder:  {run}\nlook at it:  tensorboard --logdir {run}")
         except RuntimeError as error:
             if "onnection" in str(error) and (gone := ended_ranks(self.trainer)):
                 raise ResourceError(f"{gone} ended, and the others cannot go on without; --ckpt_path last resumes") from error

@@ -76,8 +76,10 @@ def event(*parts: object) -> None:
         if rank() == int(setting("WHO", "0")):
             os.kill(os.getpid(), signal.SIGTERM)
         return
-    if setting("HOW") == "interrupt":
+    if setting("HOW") in ("interrupt", "again"):
         os.kill(os.getpid(), signal.SIGINT)
+        if setting("HOW") == "again":
+            os.kill(os.getpid(), signal.SIGINT)
         return
     if setting("HOW") == "raise":
         if rank() == 1:
@@ -327,14 +329,14 @@ def kill_and_resume(reference: Path, place: str, ranks: int = 1, **settings: obj
     saves = sum(e.startswith("saved:") for e in events)
     how = settings.get("HOW")
     resumed = run_forked(fit, folder, ranks, RESUMED=1, **settings)
-    codes = {"interrupt": 1, "terminate": 143}
+    codes = {"interrupt": 130, "again": 1, "terminate": 143}
     expected = [os.WEXITSTATUS(s) == codes[how] if how else os.WIFSIGNALED(s) for s in killed]
     wrong = [] if all(expected) else [f"ended with {killed}"]
     if resumed != [0] * ranks:
         ends = {r: (folder / f"out.{r}").read_text()[-3000:] for r in range(ranks)}
         wrong.append(f"resume ended with {resumed}: {ends}")
     wrong += differences(reference, folder, ranks)
-    if how == "terminate":  # it saves where the reference does not
+    if how in ("terminate", "interrupt"):  # it saves where the reference does not
         told = events[events.index(place) :]
         steps = sum(e.startswith("stepped") for e in told[1:])
         if not any(e.startswith("saved:") for e in told) or steps > 1 or told[-1] != "on_exception:SystemExit":
@@ -396,7 +398,8 @@ CASES: dict[str, tuple[dict, list[str]]] = {
         dict(SHAPE="2x1", EVERY=1, EMPTY="0,1,2", ROUNDS=5),
         ["stepped:3", "sampling:3", "stepped:5", "stepped:7"],
     ),
-    "Ctrl-C while sampling": (dict(SHAPE="2x1", EVERY=1, HOW="interrupt"), ["sampling:1"]),
+    "Ctrl-C": (dict(SHAPE="2x2", EVERY=0, HOW="interrupt"), ["sampling:1", "stepped:5", "val_sample:easy:1"]),
+    "Ctrl-C twice while sampling": (dict(SHAPE="2x1", EVERY=1, HOW="again"), ["sampling:1"]),
     "SIGTERM": (
         dict(SHAPE="2x2", EVERY=0, HOW="terminate"),
         ["on_train_epoch_start:0", "sampling:1", "on_train_batch_start:1:0", "stepped:5", "stepped:7", "val_sample:easy:1",

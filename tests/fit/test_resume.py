@@ -26,7 +26,8 @@ CASES = [
     "2x1 best",
     "SIGTERM",
     "two ranks, SIGTERM to one",
-    "Ctrl-C while sampling",
+    "Ctrl-C",
+    "Ctrl-C twice while sampling",
     "two ranks, one file",
     "two ranks, shards",
 ]

@@ -14,15 +14,15 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from ..types import ConfigError
 from .checkpoint_files import checkpoints_in, link, remove
-from .preemption import StopRequest, leave
+from .preemption import StopRequest
 
 
 class RoundCheckpoint(Checkpoint):
     """Writes `<run folder>/checkpoints/round-000012-update-000.ckpt`, each under another name first and then renamed, so a file
     with that name is whole.
 
-    A run that is told to end by SIGTERM finishes the update, saves, and exits with code 143; while it samples, it saves the
-    round once it is there.
+    A run that is told to end by SIGTERM or Ctrl-C finishes the update, saves, and exits with code 143 or 130; while it samples,
+    it saves the round once it is there. A second Ctrl-C ends it at once.
 
     Args:
         every_n_rounds: save at the end of every n-th round and of the last; 0 never does.
@@ -100,7 +100,7 @@ class RoundCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         done = trainer.current_epoch + 1
-        last = done == trainer.max_epochs or trainer.should_stop
+        last = done == trainer.max_epochs or trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
         whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         told = self.stop_request.made(trainer)
         due = self.every_n_rounds and (done % self.every_n_rounds == 0 or last or told)
@@ -111,8 +111,17 @@ class RoundCheckpoint(Checkpoint):
 
     def _leave(self, trainer: L.Trainer) -> None:
         if self.every_n_rounds:
-            leave(trainer, f"saved {checkpoints_in(trainer.default_root_dir)[-1]}, --ckpt_path last goes on from there")
-        leave(trainer, "not saved, since checkpoint.every_n_rounds is 0")
+            self.stop_request.leave(
+                trainer, f"saved {checkpoints_in(trainer.default_root_dir)[-1]}, --ckpt_path last goes on from there"
+            )
+        self.stop_request.leave(trainer, "not saved, since checkpoint.every_n_rounds is 0")
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.stop_request.withdraw()
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        if hasattr(self, "stop_request"):
+            self.stop_request.withdraw()
 
     def save(self, trainer: L.Trainer, rounds: int, updates: int) -> None:
         """Writes a checkpoint of `rounds` whole rounds and `updates` of the next. Every rank must call it."""

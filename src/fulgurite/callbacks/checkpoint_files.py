@@ -48,7 +48,8 @@ def checkpoint_at(run_dir: str | Path, name: str) -> Path:
         if not found:
             hint = "was checkpoint.best set, and " if name == "best" else ""
             raise ConfigError(
-                f"--ckpt_path {name} finds no checkpoint in {Path(run_dir) / 'checkpoints'}; {hint}is that the run's folder?"
+                f"--ckpt_path {name} finds no checkpoint in {Path(run_dir) / 'checkpoints'}; {hint}is that the run's folder? "
+                "A run that ended before its first checkpoint begins anew: remove its folder"
             )
         return found[-1]
     if not Path(name).exists():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from itertools import islice
+from collections.abc import Mapping
+from itertools import count, islice
 from pathlib import Path
 
 import lightning as L
@@ -25,7 +26,8 @@ class EvaluationLog(Callback):
     numbers of each benchmark; a round evaluated again replaces its row. `summary.json`: `before` and `after` (first and last
     row: {benchmark: accuracy}, with `interval_95`, `prompts` and the numbers at k), `seconds` by phase, `sampled_tokens`,
     `trained_tokens`, `updates`, `prompts` drawn, `rounds`, `seed`.
-    `predictions.jsonl` (rank r > 0: `predictions.rank1.jsonl`): a row per completion of `predict`, see `generation_rows`.
+    `predictions.jsonl` (rank r > 0: `predictions.rank1.jsonl`): a row per completion of `predict`, see `generation_rows`; an
+    older one becomes `predictions.1.jsonl`. Outside a fit a line per benchmark is printed, too.
 
     Args:
         generations: write such rows at every validation too: `generations/000012.jsonl` after 12 rounds.
@@ -50,12 +52,10 @@ class EvaluationLog(Callback):
         if not _counts(trainer) or not trainer.is_global_zero:
             return
         run, rounds = Path(trainer.default_root_dir), _rounds(trainer, module)
-        measured = {k.split("/", 1)[1]: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("eval/")}
-        benchmarks: dict[str, dict[str, float]] = {}
-        for key, value in measured.items():
-            name, _, field = key.rpartition("/")
-            benchmarks.setdefault(name, {})[field] = value
+        benchmarks = _measured(trainer)
         fitting = trainer.state.fn == "fit"  # then later rows are of a future that this run leaves
+        if not fitting:
+            print(*map(line, benchmarks, benchmarks.values()), sep="\n")
         rows = read_rows(run / "evaluation.jsonl")
         spent = next((r.get("seconds") for r in rows if r["rounds"] == rounds), None)
         row = {
@@ -69,6 +69,11 @@ class EvaluationLog(Callback):
         _write(run / "evaluation.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
         self._summarise(trainer, run, rows)
 
+    def on_test_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            benchmarks = _measured(trainer)
+            print(*map(line, benchmarks, benchmarks.values()), sep="\n")
+
     def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         _begin(_predictions(trainer))
 
@@ -79,6 +84,8 @@ class EvaluationLog(Callback):
 
     def on_predict_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         path = _predictions(trainer)
+        if path.exists():
+            path.rename(next(older for n in count(1) if not (older := path.with_stem(f"{path.stem}.{n}")).exists()))
         _finish(path)
         if trainer.is_global_zero:
             with path.open() as lines:
@@ -104,6 +111,24 @@ class EvaluationLog(Callback):
             "seconds": timer.totals if fitting else old.get("seconds", {}),
         }
         _write(run / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def line(name: str, score: Mapping[str, float]) -> str:
+    """A benchmark's accuracy with its 95% interval, its number of prompts, and whatever else was measured."""
+    known = ("accuracy", "low", "high", "prompts")
+    others = [f"{field} {value:.3g}" for field, value in score.items() if field not in known]
+    interval = f"{score['accuracy']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
+    return f"{name:<18} {interval:>22} of {score['prompts']:.0f} prompts; {', '.join(others)}"
+
+
+def _measured(trainer: L.Trainer) -> dict[str, dict[str, float]]:
+    """{benchmark: {field: value}} of the last evaluation."""
+    benchmarks: dict[str, dict[str, float]] = {}
+    for key, value in trainer.callback_metrics.items():
+        if key.startswith("eval/"):
+            name, _, field = key.removeprefix("eval/").rpartition("/")
+            benchmarks.setdefault(name, {})[field] = float(value)
+    return benchmarks
 
 
 def _timer(trainer: L.Trainer) -> PhaseTimer | None:

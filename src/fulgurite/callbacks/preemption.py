@@ -1,4 +1,4 @@
-"""SIGTERM, by which schedulers announce that a machine is taken away."""
+"""SIGTERM, by which schedulers announce that a machine is taken away, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,33 +10,42 @@ import lightning as L
 
 from ..parallel import max_over_ranks
 
-EXIT_CODE = 128 + signal.SIGTERM
-
 
 class StopRequest:
-    """Remembers a SIGTERM; takes the place of Lightning's handler, which talks to other ranks from within the handler.
+    """Remembers a SIGTERM or the first SIGINT (Ctrl-C), until `withdraw`; the second SIGINT interrupts at once.
 
-    `made` is a collective: it says whether any rank was told.
+    Takes the place of Lightning's handler of SIGTERM, which talks to other ranks from within the handler. `made` is a
+    collective: it says whether any rank was told.
     """
 
     def __init__(self) -> None:
-        self.told = False
+        self.told = 0
+        """The signal's number."""
+        self.before = {}
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._note)
+            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def withdraw(self) -> None:
+        """Gives both signals back to those who had them before."""
+        while self.before:
+            signal.signal(*self.before.popitem())
 
     def _note(self, number: int, frame: object) -> None:
-        self.told = True
+        if number == signal.SIGINT:
+            if self.told:
+                signal.default_int_handler(number, frame)
+            print("\nstops and saves after this update, or once this round is there; Ctrl-C again stops now", file=sys.stderr)
+        self.told = number
 
     def made(self, trainer: L.Trainer) -> bool:
-        self.told = bool(max_over_ranks(trainer, int(self.told)))
-        return self.told
+        self.told = max_over_ranks(trainer, int(self.told))
+        return bool(self.told)
 
-
-def leave(trainer: L.Trainer, how: str) -> None:
-    """
-    Raises:
-        SystemExit: with code 143.
-    """
-    if trainer.is_global_zero:
-        print(f"stopped by SIGTERM; {how}", file=sys.stderr)
-    raise SystemExit(EXIT_CODE)
+    def leave(self, trainer: L.Trainer, how: str) -> None:
+        """
+        Raises:
+            SystemExit: with code 143 after SIGTERM, 130 after SIGINT.
+        """
+        if trainer.is_global_zero:
+            print(f"\nstopped by {signal.Signals(self.told).name}; {how}", file=sys.stderr)
+        raise SystemExit(128 + self.told)

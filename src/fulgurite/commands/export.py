@@ -47,7 +47,7 @@ def export(run_dir: Path, out: Path, ckpt_path: str = "last", adapters_only: boo
     if not written.is_file():
         raise ConfigError(f"{run_dir} has no config.yaml; expected the folder of a run")
     if out.exists():
-        raise ConfigError(f"{out} exists; expected a folder to make")
+        raise ConfigError(f"{out} exists; expected a folder to make: choose another name, or remove it")
     checkpoint = checkpoint_at(run_dir, ckpt_path)
     config = yaml.safe_load(written.read_text())
     module, weights = module_of(config["model"]), saved_weights(checkpoint)

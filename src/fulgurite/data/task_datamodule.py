@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -284,6 +284,10 @@ class TaskDataModule(L.LightningDataModule, ABC):
         with self.trainer.lightning_module.clock("judge"):
             owners = [prompt for prompt in prompts for _ in range(n)]
             return (task or self.task).judge_all(list(zip(owners, completions, strict=True)))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """A minibatch stays where it was sampled: its micro-batches are moved, one at a time."""
+        return batch if isinstance(batch, Minibatch) else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def val_dataloader(self) -> list[BenchmarkLoader]:
         module = self.trainer.lightning_module

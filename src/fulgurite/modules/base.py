@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import lightning as L
 import torch
@@ -207,10 +206,6 @@ class RoundModule(L.LightningModule, ABC):
                 yield None, idle_microbatch(rows).to(self.device)
 
     # One update
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """A minibatch stays where it was sampled: its micro-batches are moved, one at a time."""
-        return batch if isinstance(batch, Minibatch) else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def training_step(self, minibatch: Minibatch, batch_idx: int) -> None:
         seed = address(self._seed, "update", self.current_epoch, batch_idx, self.global_rank)
