@@ -55,7 +55,7 @@ class EvaluationLog(Callback):
         benchmarks = _measured(trainer)
         fitting = trainer.state.fn == "fit"  # then later rows are of a future that this run leaves
         if not fitting:
-            print(*map(line, benchmarks, benchmarks.values()), sep="\n")
+            print("", *map(line, benchmarks, benchmarks.values()), sep="\n")
         rows = read_rows(run / "evaluation.jsonl")
         spent = next((r.get("seconds") for r in rows if r["rounds"] == rounds), None)
         row = {
@@ -72,7 +72,7 @@ class EvaluationLog(Callback):
     def on_test_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             benchmarks = _measured(trainer)
-            print(*map(line, benchmarks, benchmarks.values()), sep="\n")
+            print("", *map(line, benchmarks, benchmarks.values()), sep="\n")
 
     def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         _begin(_predictions(trainer))
