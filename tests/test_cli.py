@@ -140,6 +140,7 @@ def test_a_run_leaves_config_environment_results_and_refuses_to_be_overwritten(c
     assert environment["packages"]["torch"].startswith("2.13") and set(environment["git"]) == {"commit", "changes"}
     summary = json.loads((run / "summary.json").read_text())
     assert summary["rounds"] == 2 and summary["seed"] == 3 and 0 <= summary["after"]["sampled"] <= 1
+    assert (summary["before"]["rounds"], summary["after"]["rounds"]) == (1, 2)
     assert list(run.glob("events.out.tfevents.*")) and (run / "policy" / "model.safetensors").exists()
     assert [p.name for p in sorted((run / "checkpoints").iterdir())] == [
         "round-000001-update-000.ckpt",

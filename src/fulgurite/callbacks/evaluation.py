@@ -24,8 +24,8 @@ class EvaluationLog(Callback):
 
     `evaluation.jsonl`: a row per round with the counters, `seconds` by phase (null where the run was not trained) and the
     numbers of each benchmark; a round evaluated again replaces its row. `summary.json`: `before` and `after` (first and last
-    row: {benchmark: accuracy}, with `interval_95`, `prompts` and the numbers at k), `seconds` by phase, `sampled_tokens`,
-    `trained_tokens`, `updates`, `prompts` drawn, `rounds`, `seed`.
+    row: {benchmark: accuracy}, with `rounds`, `interval_95`, `prompts` and the numbers at k), `seconds` by phase,
+    `sampled_tokens`, `trained_tokens`, `updates`, `prompts` drawn, `rounds`, `seed`.
     `predictions.jsonl` (rank r > 0: `predictions.rank1.jsonl`): a row per completion of `predict`, see `generation_rows`; an
     older one becomes `predictions.1.jsonl`. Outside a fit a line per benchmark is printed, too.
 
@@ -139,6 +139,7 @@ def _point(row: dict) -> dict:
     scores = row["benchmarks"]
     return {
         **{name: score["accuracy"] for name, score in scores.items()},
+        "rounds": row["rounds"],
         "interval_95": {name: [score["low"], score["high"]] for name, score in scores.items()},
         "prompts": {name: int(score["prompts"]) for name, score in scores.items()},
         "at_k": {name: {field: value for field, value in score.items() if "@" in field} for name, score in scores.items()},
