@@ -263,7 +263,7 @@ BREAKS = (
     ),
     Break(
         "benchmarks of an earlier config lost",
-        "trainer_cli.py",
+        "config_parser.py",
         "{**named, **now}",
         "now",
         "tests/test_eval_configs.py::test_overlays_add_up_and_a_later_one_of_the_same_name_wins",

@@ -62,7 +62,9 @@ def refused(capsys, *argv: str, code: int = 2) -> str:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--model.init_args.polici", "x"], "Option 'polici' is not accepted"),
+        (["--model.init_args.polici", "x"], "Option 'polici' is not accepted; did you mean policy?"),
+        (["--model.init_args.optimizer.learning_rat", "1"], "did you mean learning_rate?"),
+        (["--data.init_args.sampling.max_new_token", "1"], "did you mean max_new_tokens?"),
         (["--data.init_args.prompts_per_step", "many"], "Expected a <class 'int'>. Got value: many"),
         (["--data.init_args.prompts_per_step", "0"], "prompts_per_step is 0; expected at least 1"),
         (["--data.init_args.completions_per_prompt", "1"], "group of one has no advantage"),
@@ -77,7 +79,8 @@ def refused(capsys, *argv: str, code: int = 2) -> str:
         (["--checkpoint.every_n_rounds", "-1"], "every_n_rounds is -1"),
         (["--trainer.gradient_clip_val", "1.0"], "leave it out and set model.init_args.optimizer.max_grad_norm"),
         (["--trainer.accumulate_grad_batches", "2"], "leave it out and set model.init_args.tokens_per_microbatch"),
-        (["--trainer.max_epoch", "3"], "max_epoch"),
+        (["--trainer.max_epoch", "3"], "arguments: --trainer.max_epoch 3; did you mean max_epochs?"),
+        (["--gaurds.max_truncated", "1"], "did you mean guards?"),
         (["--model.init_args.tokens_per_microbatch", "0"], "tokens_per_microbatch is 0"),
         (["--model.init_args.aggregation", "seq_mean_token_sum_const"], "const_len is None"),
         (["--model.init_args.policy", "runs/none/policy"], "no model at runs/none/policy"),

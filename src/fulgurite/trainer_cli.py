@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import warnings
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
@@ -20,58 +21,18 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from .budget import Setup, after_out_of_memory
 from .callbacks.checkpoint_files import checkpoint_at, checkpoints_in
-from .callbacks.codistillation import CoDistillation
 from .callbacks.dashboard import write_settings
 from .callbacks.defaults import TUNABLE, fixed_callbacks
-from .callbacks.downsampling import DownSampling
-from .callbacks.pruning import CompletionPruning
-from .callbacks.tsallis import TsallisReweighting
-from .command_errors import ResourceError, cause_of, fail, sentence_in, short_errors
-from .data.rollout_datamodule import RolloutDataModule
-from .data.supervised_datamodule import SupervisedDataModule
+from .command_errors import ResourceError, short_errors
+from .config_parser import ConfigFile, Parser
 from .data.task_datamodule import TaskDataModule
-from .engines.transformers_engine import TransformersEngine
-from .engines.vllm_engine import VLLMEngine
-from .engines.vllm_server import VLLMServerEngine
 from .guards.changed_settings import changed_settings, check_settings, flat_settings
 from .models.tiny import TinyModel
 from .modules.base import RoundModule
-from .modules.codistill import CoDistillGRPO
-from .modules.grpo import GRPO
-from .modules.latent_reasoning import LatentReasoning
-from .modules.supervised import SupervisedFineTuning
 from .parallel import agree, end_with_rank_0, ended_ranks
 from .run_record import latest, unused, write_environment
-from .tasks.addition import Addition
-from .tasks.gsm8k import GSM8K
-from .tasks.knights_knaves import KnightsKnaves
-from .tasks.knights_letters import KnightsKnavesLetters
-from .tasks.math import Math
-from .tasks.qa import QA
 from .types import ConfigError
 
-# Classes that a config may name without their module; importing them here is what makes that work.
-SHORT_NAMES = (
-    GRPO,
-    CoDistillGRPO,
-    LatentReasoning,
-    SupervisedFineTuning,
-    CompletionPruning,
-    CoDistillation,
-    DownSampling,
-    TsallisReweighting,
-    RolloutDataModule,
-    SupervisedDataModule,
-    TransformersEngine,
-    VLLMEngine,
-    VLLMServerEngine,
-    Addition,
-    KnightsKnaves,
-    KnightsKnavesLetters,
-    GSM8K,
-    Math,
-    QA,
-)
 TRAINER_DEFAULTS = {
     "reload_dataloaders_every_n_epochs": 0,
     "use_distributed_sampler": False,
@@ -80,8 +41,6 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 1,
     "max_epochs": 1,
 }
-
-
 ELSEWHERE = {
     "gradient_clip_val": (None, "model.init_args.optimizer.max_grad_norm"),
     "accumulate_grad_batches": (1, "model.init_args.tokens_per_microbatch"),
@@ -90,35 +49,6 @@ ELSEWHERE = {
 HELP_OF_N = (
     "Completions of each prompt of every benchmark; of several, those of a greedy benchmark are sampled at temperature 1."
 )
-
-
-class Parser(LightningArgumentParser):
-    """Prints the error alone, without forty lines of usage, and a likely name for a misspelt class."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:
-        text = cause_of(ex, ConfigError) or sentence_in(str(message))
-        if "required: fit.data" in text or "are required: data" in text:
-            text = "no model and no data are given; expected a config: --config FILE, for example configs/quickstart/grpo.yaml"
-        misspelt = re.search(r"import path string: (\w+)", text)
-        if misspelt:
-            ours = [c.__name__ for c in SHORT_NAMES]
-            known = ours + [c.__name__ for c in L.pytorch.callbacks.Callback.__subclasses__()]
-            near = difflib.get_close_matches(misspelt[1], known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"expected an import path, or one of {', '.join(ours)}"
-            text = f"no class {misspelt[1]!r}; {hint}"
-        fail(text, code=2)
-
-
-class ConfigFile(ActionConfigFile):
-    """A later file adds its named benchmarks and rewards to those of an earlier one; it replaces one of the same name."""
-
-    @staticmethod
-    def apply_config(parser: LightningArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
-        before = {key: cfg.get(f"data.init_args.{key}") for key in ("benchmarks", "rewards")}
-        ActionConfigFile.apply_config(parser, cfg, dest, value)
-        for key, named in before.items():
-            if named and (now := cfg.get(f"data.init_args.{key}")):
-                cfg[f"data.init_args.{key}"] = {**named, **now}
 
 
 class SaveRun(SaveConfigCallback):
@@ -160,7 +90,7 @@ class SaveRun(SaveConfigCallback):
 
 class CLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> Parser:
-        parser = Parser(**kwargs, allow_abbrev=False)
+        parser = Parser(**kwargs)
         parser.add_argument("-c", "--config", action=ConfigFile, help="A config file; of several a later one wins.")
         return parser
 
@@ -287,6 +217,7 @@ def how_to_make(source: str, configs: list) -> str:
 
 def make(cli: type[CLI], argv: list[str]) -> CLI:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's use of torch
     return cli(
         RoundModule,
         TaskDataModule,
