@@ -63,7 +63,10 @@ def draw(table: dict[str, set[str]]) -> str:
             (x, y), (u, v) = place[room], place[need]
             y, v = y + HIGH / 2, v - HIGH / 2
             bend = (v - y) / 2
-            parts.append(f'<path d="M{x:.0f} {y:.0f} C{x:.0f} {y + bend:.0f} {u:.0f} {v - bend:.0f} {u:.0f} {v:.0f}"/>')
+            aside = BOX if x == u and v - y > ROW else 0  # around the boxes between
+            parts.append(
+                f'<path d="M{x:.0f} {y:.0f} C{x + aside:.0f} {y + bend:.0f} {u + aside:.0f} {v - bend:.0f} {u:.0f} {v:.0f}"/>'
+            )
     for room, (x, y) in place.items():
         box = f'x="{x - BOX / 2:.0f}" y="{y - HIGH / 2:.0f}" width="{BOX}" height="{HIGH}" rx="6"'
         parts.append(f'<rect class="box" {box}/><text x="{x:.0f}" y="{y + 5:.0f}">{room}</text>')
