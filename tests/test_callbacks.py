@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from fulgurite.callbacks import over_ranks
 from fulgurite.callbacks.dashboard import LAYOUT, Dashboard, write_settings
 from fulgurite.callbacks.guards import Guards
+from fulgurite.callbacks.preemption import StopRequest
 from fulgurite.callbacks.progress import RoundProgressBar
 from fulgurite.callbacks.round_metrics import RoundMetrics, round_metrics, round_sums
 from fulgurite.callbacks.samples import SampleLogger, forget_ranks, json_line, plain, samples_table
@@ -457,3 +459,18 @@ def test_a_resumed_run_has_the_round_in_its_bar(tmp_path, monkeypatch):
     watch = make()
     fit(tmp_path, [*watch, SaveEveryUpdate()], resume=True, enable_progress_bar=True)
     assert watch[1].descriptions[0] == "Round 1 train: "
+
+
+def test_signals_are_given_back_and_an_ignored_ctrl_c_stays_ignored():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for ctrl_c in (signal.default_int_handler, signal.SIG_IGN):
+            signal.signal(signal.SIGINT, ctrl_c)
+            request = StopRequest()
+            assert (signal.getsignal(signal.SIGINT) == request._note) is (ctrl_c != signal.SIG_IGN)
+            assert signal.getsignal(signal.SIGTERM) == request._note
+            request.withdraw()
+            assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == (ctrl_c, before[signal.SIGTERM])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

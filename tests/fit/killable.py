@@ -242,6 +242,7 @@ class LoudCheckpoint(RoundCheckpoint):
 
 
 def fit() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background of a script
     steps, epochs = (int(n) for n in setting("SHAPE", "2x2").split("x"))
     sharded = setting("STRATEGY")
     strategy = FSDP2Strategy(save_distributed_checkpoint=sharded == "sharded") if sharded else "auto"

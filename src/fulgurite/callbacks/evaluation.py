@@ -55,7 +55,7 @@ class EvaluationLog(Callback):
         benchmarks = _measured(trainer)
         fitting = trainer.state.fn == "fit"  # then later rows are of a future that this run leaves
         if not fitting:
-            print("", *map(line, benchmarks, benchmarks.values()), sep="\n")
+            _show(benchmarks)
         rows = read_rows(run / "evaluation.jsonl")
         spent = next((r.get("seconds") for r in rows if r["rounds"] == rounds), None)
         row = {
@@ -71,8 +71,7 @@ class EvaluationLog(Callback):
 
     def on_test_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            benchmarks = _measured(trainer)
-            print("", *map(line, benchmarks, benchmarks.values()), sep="\n")
+            _show(_measured(trainer))
 
     def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         _begin(_predictions(trainer))
@@ -113,12 +112,14 @@ class EvaluationLog(Callback):
         _write(run / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
-def line(name: str, score: Mapping[str, float]) -> str:
-    """A benchmark's accuracy with its 95% interval, its number of prompts, and whatever else was measured."""
+def _show(benchmarks: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints of each its accuracy with the 95% interval, its number of prompts, and whatever else was measured."""
     known = ("accuracy", "low", "high", "prompts")
-    others = [f"{field} {value:.3g}" for field, value in score.items() if field not in known]
-    interval = f"{score['accuracy']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
-    return f"{name:<18} {interval:>22} of {score['prompts']:.0f} prompts; {', '.join(others)}"
+    print()  # below the progress bar
+    for name, score in benchmarks.items():
+        others = [f"{field} {value:.3g}" for field, value in score.items() if field not in known]
+        interval = f"{score['accuracy']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
+        print(f"{name:<18} {interval:>22} of {score['prompts']:.0f} prompts; {', '.join(others)}")
 
 
 def _measured(trainer: L.Trainer) -> dict[str, dict[str, float]]:

@@ -23,12 +23,15 @@ class StopRequest:
         """The signal's number."""
         self.before = {}
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as in the background of a script: so it stays
+            taken = (signal.SIGTERM,) if ignored else (signal.SIGTERM, signal.SIGINT)
+            self.before = {number: signal.signal(number, self._note) for number in taken}
 
     def withdraw(self) -> None:
         """Gives both signals back to those who had them before."""
         while self.before:
-            signal.signal(*self.before.popitem())
+            number, handler = self.before.popitem()
+            signal.signal(number, handler or signal.SIG_DFL)  # None is one that was not set from Python
 
     def _note(self, number: int, frame: object) -> None:
         if number == signal.SIGINT:
